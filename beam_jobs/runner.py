@@ -1,0 +1,99 @@
+"""Runs a pipeline on the engine that the options name, and says how it goes in a person's terms."""
+
+import argparse
+import contextlib
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from tqdm import tqdm
+
+from pipeline.errors import UsageError, UserError
+
+# Beam's own default starts by downloading a runner; this one is part of the Python package and uses every core.
+_EMBEDDED = ("--runner=FnApiRunner", "--direct_running_mode=multi_threading", "--direct_num_workers=0")
+_POLL_SECONDS = 0.5
+# An error crosses from a worker to here as text, whatever the engine.
+_USER_ERROR = re.compile(rf"{UserError.__module__}\.{UserError.__name__}: (.*?)(?: \[while running .*)?$", re.MULTILINE)
+
+
+def parse_options(argv: Sequence[str]) -> PipelineOptions:
+    """Reads Beam's options; without `--runner`, all cores of this machine and no download.
+
+    Raises:
+        UsageError: an option that Beam does not know, or a value that it does not take.
+    """
+    options = PipelineOptions([*_EMBEDDED, *argv])
+    parsers: list[argparse.ArgumentParser] = []
+
+    def adopt(parser: argparse.ArgumentParser) -> None:
+        parser.error = _refuse  # type: ignore[method-assign]  # argparse would print all of Beam's options
+        parsers.append(parser)
+
+    options.get_all_options(add_extra_args_fn=adopt)
+    _, unknown = parsers[0].parse_known_args(list(argv))
+    if unknown and not any(argument.startswith("--runner") for argument in argv):  # other runners may add their own
+        raise UsageError(f"unknown option {unknown[0]}")
+    return options
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UsageError(f"Beam option {message}")
+
+
+def run(build: Callable[[beam.Pipeline], None], options: PipelineOptions, progress: Callable[[], int], total: int) -> None:
+    """Builds and runs a pipeline to its end.
+
+    Args:
+        build: adds the transforms.
+        options: from `parse_options`.
+        progress: counts the finished shards; called now and then from another thread.
+        total: how many there will be.
+
+    Raises:
+        UserError: raised in a worker, or the job did not succeed.
+    """
+    with _quiet(), _progress_bar(progress, total):
+        try:
+            pipeline = beam.Pipeline(options=options)
+            build(pipeline)
+            state = pipeline.run().wait_until_finish()
+        except UserError:
+            raise
+        except Exception as error:
+            if message := _USER_ERROR.search(str(error)):
+                raise UserError(message[1]) from error
+            raise
+    if state not in (None, "DONE"):
+        raise UserError(f"the job ended in state {state} on {options.view_as(StandardOptions).runner}")
+
+
+@contextlib.contextmanager
+def _progress_bar(progress: Callable[[], int], total: int) -> Iterator[None]:
+    """Shows finished shards on a terminal while the block runs."""
+    done = threading.Event()
+    with tqdm(total=total, unit="shard", desc="preprocess", disable=None) as bar:
+
+        def watch() -> None:
+            while not done.wait(_POLL_SECONDS):
+                bar.update(progress() - bar.n)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        if not bar.disable:
+            thread.start()
+        try:
+            yield
+            bar.update(total - bar.n)
+        finally:
+            done.set()
+            if thread.is_alive():
+                thread.join()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    yield

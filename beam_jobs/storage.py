@@ -1,0 +1,62 @@
+"""Files of the output directory, local or remote: written aside, then renamed."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from pipeline.errors import UserError
+
+
+@contextlib.contextmanager
+def create(path: str) -> Iterator[BinaryIO]:
+    """Opens a file for writing under a temporary name and gives it its own when the block ends without an error.
+
+    Whoever finds the final name finds the whole file; a block that fails leaves nothing behind.
+    """
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        with FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+            yield file
+        FileSystems.rename([temporary], [path])
+    except BaseException:
+        with contextlib.suppress(OSError):  # the error that brought us here is the one to report
+            FileSystems.delete([temporary])
+        raise
+
+
+def read_text(path: str) -> str:
+    """The content of a text file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        return file.read().decode()
+
+
+def make_directory(path: str) -> None:
+    """Creates a directory and its parents; one that exists is fine.
+
+    Raises:
+        UserError: it cannot be created.
+    """
+    try:
+        if not FileSystems.exists(path):
+            FileSystems.mkdirs(path)
+    except OSError as error:
+        raise UserError(f"directory {path} cannot be created: {' '.join(str(error).split())}") from error
+
+
+def absolute(path: str) -> str:
+    """A local path made absolute, for workers that run elsewhere; a remote one as it is."""
+    return path if "://" in path else os.path.abspath(path)
+
+
+def count(directory: str, suffix: str) -> int:
+    """How many files of a directory end in a suffix."""
+    return sum(len(result.metadata_list) for result in FileSystems.match([FileSystems.join(directory, f"*{suffix}")]))

@@ -1,0 +1,22 @@
+"""A small variant of configs/koalarization.py for `make demo`: minutes on two cores, and pictures with some color.
+
+    make demo
+"""
+
+from ml_collections import ConfigDict
+
+from configs import koalarization
+
+
+def get_config() -> ConfigDict:
+    """A quarter of the filters, a random extractor (nothing is downloaded), a handful of shards."""
+    config = koalarization.get_config()
+    config.dataset.train_shards = 4
+    config.dataset.validation_shards = 2
+    config.model.width_multiplier = 0.25
+    config.model.feature_weights = ""
+    config.batch_size = 8
+    config.learning_rates = (1e-3, 3e-4)
+    config.epochs_per_learning_rate = (8, 4)
+    config.steps_per_log = 5
+    return config

@@ -1,0 +1,43 @@
+"""Deep Koalarization as in the report: Places365's 36,500 validation pictures, 25 epochs.
+
+    python -m beam_jobs.preprocess --config=configs/koalarization.py \
+        --source=places365:val_256.tar --output=DATA
+    python -m trainer.train --config=configs/koalarization.py --data=DATA --workdir=RUN
+
+Sources: Baldassarre, Morín and Rodés-Guirao, "Deep Koalarization" (2017), section 3; the Columbia E4040 report (2021)
+for the data, the stretched pictures and the learning rates.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The report's recipe; the defaults of everything else."""
+    config = ConfigDict()
+    config.seed = 2017  # of the deal into splits, the order of shards, flips and initial weights
+
+    config.dataset = ConfigDict()
+    config.dataset.layout = "full"  # or "compact": a quarter of the bytes, whole units of a and b
+    config.dataset.resize_mode = "stretch"  # or "pad" (on white, as in the original paper) or "crop"
+    config.dataset.validation_fraction = 0.1
+    # 100 to 500 MB a shard read well from disk and from gs://: 256 of 0.84 MB examples make 215 MB.
+    config.dataset.train_shards = 128
+    config.dataset.validation_shards = 16
+
+    config.model = ConfigDict()
+    config.model.name = "koalarization"
+    config.model.width_multiplier = 1.0  # of the filters of every trainable layer but the last
+    # "imagenet" is downloaded by Keras; a path names a weights file; "" leaves the extractor random.
+    config.model.feature_weights = "imagenet"
+    config.model.feature_classes = 1000  # outputs of the extractor: 1001 for weights with a background class
+
+    config.batch_size = 32  # over all replicas
+    config.learning_rates = (1e-3, 1e-4)
+    config.epochs_per_learning_rate = (10, 15)
+    config.horizontal_flip = True
+    config.deterministic = True  # the same weights from every run, for a little speed
+
+    config.panel_pictures = 8  # validation pictures shown in TensorBoard
+    config.steps_per_log = 50  # losses reach TensorBoard and the progress bar this often, all of them
+    config.kept_checkpoints = 3
+    return config

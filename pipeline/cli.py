@@ -1,0 +1,122 @@
+"""What the entry points share: flags, logging, and errors that are one line.
+
+Each command keeps its flags in an `absl.flags.FlagValues` of its own, so that `main(argv)` can be called any number of
+times in one process, and nothing below it can read a flag.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from pipeline.errors import UsageError, UserError
+
+_PACKAGES = ("pipeline", "beam_jobs", "trainer", "tools")
+
+
+class HelpRequested(Exception):
+    """`--help` was given; the text is the message."""
+
+
+def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+    """Runs a command and turns its outcome into an exit status.
+
+    Args:
+        main: takes the command line, program name first.
+        argv: the command line.
+
+    Returns:
+        0 on success, 1 for a `UserError`, 2 for a command line that cannot be understood, 130 when interrupted. Other
+        exceptions are bugs and pass through with their stack trace.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for package in _PACKAGES:
+        logging.getLogger(package).setLevel(logging.INFO)
+    try:
+        main(argv)
+    except HelpRequested as help_text:
+        print(help_text)
+    except UsageError as error:
+        print(f"error: {error} (--help shows the options)", file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def define_config(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """Adds `--config=FILE` and `--config.field=value`."""
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "A configuration file, as configs/koalarization.py. Any of its fields can be set: --config.seed=7, "
+        "--config.dataset.layout=compact.",
+        flag_values=values,
+        sys_argv=list(argv),
+    )
+
+
+def parse(values: flags.FlagValues, argv: Sequence[str], help_text: str | None, known_only: bool = False) -> list[str]:
+    """Parses a command line.
+
+    Args:
+        values: the defined flags.
+        argv: the command line, program name first.
+        help_text: what the command does; `--help` prints it above the flags.
+        known_only: hand back flags that are not defined instead of refusing them.
+
+    Returns:
+        What is left: positional arguments and, with `known_only`, unknown flags.
+
+    Raises:
+        UsageError: a flag, a configuration file or a field of it that cannot be understood.
+        HelpRequested: `--help` or `-h` stands on the command line.
+    """
+    if {"--help", "-h", "--helpfull", "--helpshort"} & set(argv):
+        raise HelpRequested(f"{(help_text or '').strip()}\n\nOptions:\n{_describe(values)}")
+    try:
+        rest = values(list(argv), known_only=known_only)[1:]
+        if "config" in values:
+            _check_config(values)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        # A field that does not exist, or a value of another type, surfaces as any of these.
+        raise UsageError(_first_line(error)) from error
+    return rest
+
+
+def _check_config(values: flags.FlagValues) -> None:
+    if values["config"].value is None:
+        raise UsageError("--config is missing: name a configuration file, as --config=configs/koalarization.py")
+    if not isinstance(values.config, ConfigDict):
+        values.config.seed  # a file that could not be loaded raises its reason on first use
+
+
+def require(values: flags.FlagValues, *names: str) -> None:
+    """Refuses a command line on which a flag has no value.
+
+    Raises:
+        UsageError: the first that is missing.
+    """
+    for name in names:
+        if not values[name].value:
+            raise UsageError(f"--{name} is missing: {values[name].help}")
+
+
+def _describe(values: flags.FlagValues) -> str:
+    lines = []
+    for name in sorted(values):
+        flag = values[name]
+        default = f" (default: {flag.default_as_str})" if flag.default else ""
+        lines.append(f"  --{name}: {flag.help}{default}")
+    return "\n".join(lines)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return text.strip().splitlines()[0].strip("'\"") if text.strip() else type(error).__name__

@@ -1,0 +1,125 @@
+"""sRGB and CIE L*a*b* in NumPy, and the scaling that the datasets and the models use.
+
+Definitions: sRGB as in IEC 61966-2-1, white point D65 of the 2 degree observer, L*a*b* as in CIE 15. The constants are
+those of scikit-image, with which the results agree to 1e-3.
+
+| quantity     | range                     | normalized              |
+|--------------|---------------------------|-------------------------|
+| L            | [0, 100]                  | L / 50 - 1 in [-1, 1]   |
+| a, b         | about [-108, 99] in sRGB  | a / 128, b / 128        |
+"""
+
+import numpy as np
+
+_RGB_TO_XYZ = np.array(
+    [
+        [0.412453, 0.357580, 0.180423],
+        [0.212671, 0.715160, 0.072169],
+        [0.019334, 0.119193, 0.950227],
+    ]
+)
+_XYZ_TO_RGB = np.linalg.inv(_RGB_TO_XYZ)
+_WHITE_D65 = np.array([0.95047, 1.0, 1.08883])
+_EPSILON = 0.008856  # the value of t below which f(t) is a straight line
+_SLOPE, _OFFSET = 7.787, 16.0 / 116.0
+
+
+def _srgb_to_linear(srgb: np.ndarray) -> np.ndarray:
+    """Undoes the sRGB transfer curve; both sides in [0, 1]."""
+    return np.where(srgb > 0.04045, ((srgb + 0.055) / 1.055) ** 2.4, srgb / 12.92)
+
+
+# A picture has 256 levels, so the transfer curve is a table; the white point is folded into the matrix.
+_LINEAR_OF_LEVEL = _srgb_to_linear(np.arange(256) / 255.0).astype(np.float32)
+_RGB_TO_RELATIVE_XYZ = (_RGB_TO_XYZ / _WHITE_D65[:, None]).astype(np.float32)
+
+
+def _f(t: np.ndarray) -> np.ndarray:
+    """The CIE function: a cube root with a straight line near black."""
+    return np.where(t > _EPSILON, np.cbrt(t), _SLOPE * t + _OFFSET)
+
+
+def _check_rgb(rgb: np.ndarray) -> None:
+    if rgb.dtype != np.uint8 or rgb.ndim < 1 or rgb.shape[-1] != 3:
+        raise ValueError(f"expected uint8 [..., 3], got {rgb.dtype} {list(rgb.shape)}")
+
+
+def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
+    """Converts sRGB to L*a*b*.
+
+    Args:
+        rgb: uint8 [..., 3].
+
+    Returns:
+        float32 [..., 3]: L in [0, 100], a and b in about [-108, 99].
+
+    Raises:
+        ValueError: another dtype or another number of channels.
+    """
+    _check_rgb(rgb)
+    f = _f(_LINEAR_OF_LEVEL[rgb] @ _RGB_TO_RELATIVE_XYZ.T)  # (..., 3)
+    lab = np.empty_like(f)
+    lab[..., 0] = 116.0 * f[..., 1] - 16.0
+    lab[..., 1] = 500.0 * (f[..., 0] - f[..., 1])
+    lab[..., 2] = 200.0 * (f[..., 1] - f[..., 2])
+    return lab
+
+
+def rgb_to_l(rgb: np.ndarray) -> np.ndarray:
+    """The first channel of `rgb_to_lab` at a third of its cost.
+
+    Args:
+        rgb: uint8 [..., 3].
+
+    Returns:
+        float32 [...]: L in [0, 100].
+
+    Raises:
+        ValueError: another dtype or another number of channels.
+    """
+    _check_rgb(rgb)
+    return 116.0 * _f(_LINEAR_OF_LEVEL[rgb] @ _RGB_TO_RELATIVE_XYZ[1]) - 16.0
+
+
+def lab_to_rgb(lab: np.ndarray) -> np.ndarray:
+    """Converts L*a*b* to sRGB; colors outside of sRGB are clipped channel by channel.
+
+    Args:
+        lab: floating [..., 3]: L in [0, 100], a and b in [-128, 128].
+
+    Returns:
+        uint8 [..., 3].
+
+    Raises:
+        ValueError: another dtype or another number of channels.
+    """
+    if not np.issubdtype(lab.dtype, np.floating) or lab.ndim < 1 or lab.shape[-1] != 3:
+        raise ValueError(f"expected floating [..., 3], got {lab.dtype} {list(lab.shape)}")
+    fy = (lab[..., 0] + 16.0) / 116.0
+    fx = fy + lab[..., 1] / 500.0
+    fz = np.maximum(fy - lab[..., 2] / 200.0, 0.0)
+    f = np.stack([fx, fy, fz], axis=-1)
+    xyz = np.where(f > 0.2068966, f**3, (f - _OFFSET) / _SLOPE) * _WHITE_D65
+    linear = np.clip(xyz @ _XYZ_TO_RGB.T, 0.0, 1.0)
+    srgb = np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+    return np.rint(np.clip(srgb, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def normalize_l(lightness: np.ndarray) -> np.ndarray:
+    """L in [0, 100] to [-1, 1]; any shape, dtype kept."""
+    return lightness / 50.0 - 1.0
+
+
+def denormalize_l(normalized: np.ndarray) -> np.ndarray:
+    """[-1, 1] to L in [0, 100]; any shape, dtype kept. Works on tensors as well."""
+    return (normalized + 1.0) * 50.0
+
+
+def normalize_ab(ab: np.ndarray) -> np.ndarray:
+    """a, b in [-128, 128] to [-1, 1]; any shape, dtype kept."""
+    return ab / 128.0
+
+
+def denormalize_ab(normalized: np.ndarray) -> np.ndarray:
+    """[-1, 1] to a, b in [-128, 128]; any shape, dtype kept. Works on tensors as well."""
+    return normalized * 128.0

@@ -1,0 +1,177 @@
+"""From the bytes of a picture to RGB, and from any size to the network's.
+
+Decoding goes by content, never by name: ImageNet has a PNG named .JPEG and CMYK JPEGs among its pictures.
+"""
+
+import enum
+import io
+import warnings
+
+import cv2
+import numpy as np
+from PIL import ExifTags, Image, ImageFile
+
+# A header may promise any number of pixels: the limit is looked at before the first of them is allocated.
+MAX_PIXELS = 178_000_000
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "GIF", "BMP")  # no format that starts another program
+_SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+
+
+class Reason(str, enum.Enum):
+    """Why a picture was left out of a dataset; the names stand in `rejects.jsonl` and as Beam counters."""
+
+    NOT_AN_IMAGE = "not_an_image"
+    TRUNCATED = "truncated"
+    TOO_LARGE = "too_large"
+    DUPLICATE_KEY = "duplicate_key"
+    UNREADABLE_BYTES = "unreadable_bytes"
+
+
+class RejectedImage(Exception):
+    """A picture that cannot be used: an enumerated reason and one line of detail."""
+
+    def __init__(self, reason: Reason, detail: str):
+        super().__init__(f"{reason.value}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class ResizeMode(str, enum.Enum):
+    """How a picture of any aspect becomes a square.
+
+    STRETCH scales each axis by its own factor (the report). PAD keeps the aspect and centers the picture on white (the
+    original paper, section 3.1). CROP takes the largest centered square.
+    """
+
+    STRETCH = "stretch"
+    PAD = "pad"
+    CROP = "crop"
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decodes a JPEG, PNG, WebP, TIFF, GIF or BMP as a person would see it.
+
+    EXIF rotation is applied, transparency is laid on white, CMYK and 16-bit samples are converted; a damaged EXIF block
+    is ignored.
+
+    Args:
+        data: the bytes of the file.
+
+    Returns:
+        uint8 [height, width, 3], RGB.
+
+    Raises:
+        RejectedImage: not an image, truncated or damaged, or larger than `MAX_PIXELS`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of large sizes and odd metadata, which are looked at here
+        image = _open(data)
+        try:
+            image.load()
+            return _as_rgb(_upright(image))
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+            # Pillow has no error of its own for damaged data: each format raises what its parser stumbled over.
+            raise RejectedImage(Reason.TRUNCATED, _one_line(error)) from error
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise RejectedImage(Reason.TOO_LARGE, _one_line(error)) from error
+    except Exception as error:  # a broken header surfaces as whatever the format's parser stumbled over
+        raise RejectedImage(Reason.NOT_AN_IMAGE, f"{len(data)} bytes that no decoder knows") from error
+    if image.width * image.height > MAX_PIXELS:
+        detail = f"{image.width}x{image.height} pixels, the limit is {MAX_PIXELS}"
+        raise RejectedImage(Reason.TOO_LARGE, detail)
+    return image
+
+
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Applies the EXIF orientation; where the EXIF block cannot be read, the picture is taken as it is."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # a damaged block, of which ImageNet has many
+        return image
+    method = _TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def _as_rgb(image: Image.Image) -> np.ndarray:
+    """Any Pillow mode to uint8 [height, width, 3]."""
+    if image.mode in _SIXTEEN_BIT_MODES:
+        level = np.clip(np.asarray(image, dtype=np.int64), 0, 65535) // 257  # 65535 = 257 * 255
+        return np.repeat(level.astype(np.uint8)[..., None], 3, axis=-1)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(background, image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def fit(image: np.ndarray, size: int, mode: ResizeMode) -> np.ndarray:
+    """Makes a picture square.
+
+    Args:
+        image: uint8 [height, width, 3].
+        size: the side of the result in pixels.
+        mode: see `ResizeMode`.
+
+    Returns:
+        uint8 [size, size, 3].
+    """
+    height, width = image.shape[:2]
+    if mode is ResizeMode.STRETCH:
+        return resize(image, size, size)
+    if mode is ResizeMode.CROP:
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return resize(image[top : top + side, left : left + side], size, size)
+    rows, columns = padded_window(height, width, size)
+    square = np.full((size, size, 3), 255, np.uint8)
+    square[rows, columns] = resize(image, rows.stop - rows.start, columns.stop - columns.start)
+    return square
+
+
+def padded_window(height: int, width: int, size: int) -> tuple[slice, slice]:
+    """Where `ResizeMode.PAD` puts a picture: the rows and columns of the square that it fills, at least one of each."""
+    scale = size / max(height, width)
+    inner_height, inner_width = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (size - inner_height) // 2, (size - inner_width) // 2
+    return slice(top, top + inner_height), slice(left, left + inner_width)
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resamples a picture: an axis that shrinks takes the mean over the area, one that grows is interpolated linearly.
+
+    Args:
+        image: uint8 [h, w, channels].
+        height: rows of the result.
+        width: columns of the result.
+
+    Returns:
+        uint8 [height, width, channels], rounded to the nearest level.
+    """
+    shrunk = min(image.shape[0], height), min(image.shape[1], width)
+    if image.shape[:2] != shrunk:
+        image = cv2.resize(image, shrunk[::-1], interpolation=cv2.INTER_AREA)
+    if shrunk != (height, width):
+        # OpenCV interpolates uint8 with 11-bit weights, which is off by a level in places: float32 is exact.
+        grown = cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+        image = np.rint(grown).astype(np.uint8)
+    return image

@@ -1,0 +1,37 @@
+"""Package metadata: one set of requirements per role, so that a Beam worker installs no TensorFlow."""
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "absl-py>=2.1,<3",
+    "google-crc32c>=1.6,<2",
+    "ml-collections>=1.0,<2",
+    "numpy>=2.1,<3",
+    "opencv-python-headless>=4.10,<6",
+    "pillow>=11,<13",
+    "protobuf>=6.31,<7",
+    "tqdm>=4.66,<5",
+]
+WORKER = ["apache-beam>=2.77,<2.78"]
+TRAINER = [
+    "tensorflow>=2.21,<2.22",
+    "keras>=3.12,<3.16",
+    "tensorboard>=2.20,<2.22",
+    "tensorflow-io==0.37.1; python_version < '3.13'",
+]
+TEST = [
+    "pytest>=8.3,<10",
+    "hypothesis>=6.100,<7",
+    "scikit-image>=0.25,<0.27",
+    "setuptools>=75",
+]
+DEV = ["ruff>=0.9", "mypy>=1.14", "uv>=0.5"]
+
+setup(
+    name="koalarization",
+    version="0.1.0",
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["pipeline*", "beam_jobs*", "trainer*", "configs*"]),
+    install_requires=CORE,
+    extras_require={"worker": WORKER, "trainer": TRAINER, "test": TEST, "dev": DEV},
+)
