@@ -4,9 +4,10 @@ import argparse
 import contextlib
 import logging
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
@@ -28,14 +29,13 @@ def parse_options(argv: Sequence[str]) -> PipelineOptions:
         UsageError: an option that Beam does not know, or a value that it does not take.
     """
     options = PipelineOptions([*_EMBEDDED, *argv])
-    parsers: list[argparse.ArgumentParser] = []
+    unknown: list[str] = []
 
-    def adopt(parser: argparse.ArgumentParser) -> None:
+    def inspect(parser: argparse.ArgumentParser) -> None:
         parser.error = _refuse  # type: ignore[method-assign]  # argparse would print all of Beam's options
-        parsers.append(parser)
+        unknown.extend(parser.parse_known_args(list(argv))[1])
 
-    options.get_all_options(add_extra_args_fn=adopt)
-    _, unknown = parsers[0].parse_known_args(list(argv))
+    options.get_all_options(add_extra_args_fn=inspect, retain_unknown_options=True)
     if unknown and not any(argument.startswith("--runner") for argument in argv):  # other runners may add their own
         raise UsageError(f"unknown option {unknown[0]}")
     return options
@@ -94,6 +94,43 @@ def _progress_bar(progress: Callable[[], int], total: int) -> Iterator[None]:
                 thread.join()
 
 
+def _is_trace(text: str) -> bool:
+    """Whether a text is Beam's stack trace of an error that is reported as one line instead."""
+    return _USER_ERROR.search(text) is not None
+
+
+class _NoTraces(logging.Filter):
+    """Drops log records of such stack traces."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not (isinstance(error, UserError) or _is_trace(f"{record.getMessage()}\n{error}"))
+
+
+class _TracelessStream:
+    """A text stream that drops such stack traces: Beam's worker prints them besides logging them."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        self._dropped = False
+
+    def write(self, text: str) -> int:
+        end_of_dropped, self._dropped = self._dropped and text == "\n", _is_trace(text)
+        return len(text) if self._dropped or end_of_dropped else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    yield
+    """Keeps Beam's stack traces of a user's mistake from logs and terminal while the block runs."""
+    handlers, filter_ = list(logging.getLogger().handlers), _NoTraces()
+    for handler in handlers:
+        handler.addFilter(filter_)
+    try:
+        with contextlib.redirect_stderr(_TracelessStream(sys.stderr)):  # type: ignore[type-var]
+            yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(filter_)

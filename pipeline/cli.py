@@ -5,6 +5,7 @@ times in one process, and nothing below it can read a flag.
 """
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -31,7 +32,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         0 on success, 1 for a `UserError`, 2 for a command line that cannot be understood, 130 when interrupted. Other
         exceptions are bugs and pass through with their stack trace.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     for package in _PACKAGES:
         logging.getLogger(package).setLevel(logging.INFO)
     try:
@@ -82,19 +83,22 @@ def parse(values: flags.FlagValues, argv: Sequence[str], help_text: str | None, 
         raise HelpRequested(f"{(help_text or '').strip()}\n\nOptions:\n{_describe(values)}")
     try:
         rest = values(list(argv), known_only=known_only)[1:]
-        if "config" in values:
-            _check_config(values)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        # A field that does not exist, or a value of another type, surfaces as any of these.
-        raise UsageError(_first_line(error)) from error
+    except (KeyError, AttributeError) as error:
+        field, *advice = re.findall(r"\w[\w ]*", str(error.args[0]).replace("\\n", "\n"))
+        raise UsageError(f"no configuration field '{field}'" + (f": did you mean '{advice[1]}'?" if advice else "")) from error
+    except Exception as error:  # a configuration file is a program, and may fail in any way
+        raise UsageError(_last_line(error)) from error
+    if "config" in values:
+        _check_config(values)
     return rest
 
 
 def _check_config(values: flags.FlagValues) -> None:
     if values["config"].value is None:
         raise UsageError("--config is missing: name a configuration file, as --config=configs/koalarization.py")
-    if not isinstance(values.config, ConfigDict):
-        values.config.seed  # a file that could not be loaded raises its reason on first use
+    if not isinstance(values.config, ConfigDict):  # what a file that is not there, or cannot be read, leaves
+        path = config_flags.get_config_filename(values["config"])
+        raise UsageError(f"--config={path} cannot be read; name a configuration file, as configs/koalarization.py")
 
 
 def require(values: flags.FlagValues, *names: str) -> None:
@@ -105,7 +109,7 @@ def require(values: flags.FlagValues, *names: str) -> None:
     """
     for name in names:
         if not values[name].value:
-            raise UsageError(f"--{name} is missing: {values[name].help}")
+            raise UsageError(f"--{name} is missing: {_help(values[name])}")
 
 
 def _describe(values: flags.FlagValues) -> str:
@@ -113,10 +117,15 @@ def _describe(values: flags.FlagValues) -> str:
     for name in sorted(values):
         flag = values[name]
         default = f" (default: {flag.default_as_str})" if flag.default else ""
-        lines.append(f"  --{name}: {flag.help}{default}")
+        lines.append(f"  --{name}: {_help(flag)}{default}")
     return "\n".join(lines)
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return text.strip().splitlines()[0].strip("'\"") if text.strip() else type(error).__name__
+def _help(flag: flags.Flag) -> str:
+    return str(flag.help).splitlines()[0].rstrip(";")
+
+
+def _last_line(error: Exception) -> str:
+    """An exception in one line: its own last, since some carry a whole stack trace in their message."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
