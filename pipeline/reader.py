@@ -1,0 +1,234 @@
+"""Streams a dataset as batches of float32 tensors with tf.data.
+
+One definition of order: the shards of an epoch are shuffled by seed and epoch; inside a shard the order is that of the
+hashes by which the dataset was dealt.
+"""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline import example, manifest, tensors, tfrecord
+from pipeline.errors import UserError
+from pipeline.manifest import Manifest, ShardInfo
+from pipeline.shards import TRAIN, VALIDATION
+
+Batch = dict[str, tf.Tensor]
+_INTERLEAVED_SHARDS = 16
+_READ_BUFFER_BYTES = 4 << 20  # of each of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A dataset on disk that was found complete: its directory and its manifest."""
+
+    directory: str
+    manifest: Manifest
+
+    def paths(self, split: str) -> list[str]:
+        """The files of a split, in the order of the manifest, those without examples left out."""
+        return [self._path(shard) for shard in self.manifest.splits[split].shards if shard.examples]
+
+    def _path(self, shard: ShardInfo) -> str:
+        return tf.io.gfile.join(self.directory, shard.name)
+
+    def check_sizes(self) -> None:
+        """Looks at every shard's size, which costs a listing and no reading.
+
+        Raises:
+            UserError: a shard is missing or of another size than the manifest says.
+        """
+        for shard in self._shards():
+            path = self._path(shard)
+            try:
+                size = tf.io.gfile.stat(path).length
+            except tf.errors.NotFoundError as error:
+                raise UserError(f"shard {path} is missing; make the dataset again") from error
+            if size != shard.bytes:
+                raise UserError(
+                    f"shard {path} is damaged: {size} bytes, {shard.bytes} were written; make the dataset again"
+                )
+
+    def check_contents(self) -> None:
+        """Reads every shard and compares its checksum, to name the one that stopped a program.
+
+        Raises:
+            UserError: a shard differs from what was written.
+        """
+        for shard in self._shards():
+            path = self._path(shard)
+            with tf.io.gfile.GFile(path, "rb") as file:
+                found = f"{tfrecord.checksum(file):08x}"
+            if found != shard.crc32c:
+                raise UserError(
+                    f"shard {path} is damaged: checksum {found}, {shard.crc32c} was written; make the dataset again"
+                )
+
+    def _shards(self) -> list[ShardInfo]:
+        return [shard for split in self.manifest.splits.values() for shard in split.shards]
+
+
+def open_dataset(directory: str) -> Dataset:
+    """Opens a dataset.
+
+    Args:
+        directory: local or remote.
+
+    Raises:
+        UserError: no manifest there, one of another schema version, or a shard that is missing or of the wrong size.
+    """
+    path = tf.io.gfile.join(directory, manifest.FILE_NAME)
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            text = file.read()
+    except tf.errors.OpError as error:
+        raise UserError(
+            f"{directory} is no dataset: {path} cannot be read; it is written last, so a job that was interrupted "
+            "leaves none"
+        ) from error
+    dataset = Dataset(directory, Manifest.from_json(text, path))
+    dataset.check_sizes()
+    return dataset
+
+
+def examples(dataset: Dataset, split: str) -> tf.data.Dataset:
+    """Every example of a split once, in the order in which they are stored, one at a time.
+
+    Returns:
+        Dictionaries of `key`, `source`, `label` (strings) and the tensors of `pipeline.tensors.SHAPES` (float32).
+    """
+    records = tf.data.TFRecordDataset(dataset.paths(split), buffer_size=_READ_BUFFER_BYTES)
+    layout = example.layout(dataset.manifest.layout)
+    return records.batch(1).map(lambda batch: _parse(batch, layout, with_texts=True)).unbatch()
+
+
+def train_batches(dataset: Dataset, batch_size: int, seed: int, first_epoch: int, epochs: int, flip: bool) -> tf.data.Dataset:
+    """Batches of the train split, epoch after epoch in one stream, so that no epoch waits for the first batch.
+
+    An epoch has `steps_per_epoch` batches; what is left of its examples is dropped.
+
+    Args:
+        dataset: an open dataset.
+        batch_size: examples per batch.
+        seed: of the order of shards and of the flips.
+        first_epoch: the epoch to begin with, counted from 0.
+        epochs: the epoch to end before.
+        flip: mirror each example or not, by chance; its tensors together.
+
+    Returns:
+        Batches of `l_224` [B, 224, 224, 1], `l_299` [B, 299, 299, 3], `ab_224` [B, 224, 224, 2]; float32 in [-1, 1].
+
+    Raises:
+        UserError: the split has fewer examples than a batch.
+    """
+    steps = steps_per_epoch(dataset, batch_size)
+    paths = np.array(dataset.paths(TRAIN))
+    layout = example.layout(dataset.manifest.layout)
+
+    def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
+        shuffled = tf.random.experimental.stateless_shuffle(paths, seed=epoch_seed)
+        batches = _read(tf.data.Dataset.from_tensor_slices(shuffled), len(paths))
+        batches = batches.batch(batch_size, drop_remainder=True).take(steps)
+        batches = batches.map(lambda records: _parse(records, layout), num_parallel_calls=tf.data.AUTOTUNE)
+        if flip:
+            # Another stream of numbers than the shuffle's, and one number for every batch of every epoch.
+            flip_seed = tf.stack([tf.constant(~seed, tf.int64), epoch * steps])
+            batches = batches.enumerate().map(
+                lambda index, batch: _flip(batch, flip_seed + [0, index]), num_parallel_calls=tf.data.AUTOTUNE
+            )
+        return batches
+
+    return _options(tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch).prefetch(tf.data.AUTOTUNE))
+
+
+def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
+    """Whole batches of the train split.
+
+    Raises:
+        UserError: there is none.
+    """
+    examples_ = dataset.manifest.splits[TRAIN].examples
+    if examples_ < batch_size:
+        raise UserError(
+            f"{dataset.directory} has {examples_} examples to train on, fewer than a batch of {batch_size}; "
+            "set --config.batch_size lower"
+        )
+    return examples_ // batch_size
+
+
+def validation_batches(dataset: Dataset, batch_size: int) -> tf.data.Dataset:
+    """Every example of the validation split exactly once, in stored order.
+
+    The last batch is filled up by repeating its first example with a weight of 0, so that replicas can share it.
+
+    Returns:
+        Batches as those of `train_batches`, and `weight` [B], float32: 1 for an example, 0 for filling.
+    """
+    paths = dataset.paths(VALIDATION)
+    layout = example.layout(dataset.manifest.layout)
+    batches = _read(tf.data.Dataset.from_tensor_slices(tf.constant(paths, tf.string)), len(paths)).batch(batch_size)
+    batches = batches.map(lambda records: _fill(records, batch_size))
+    batches = batches.map(
+        lambda records, weight: {**_parse(records, layout), "weight": weight}, num_parallel_calls=tf.data.AUTOTUNE
+    )
+    return _options(batches.prefetch(tf.data.AUTOTUNE))
+
+
+def _read(paths: tf.data.Dataset, count: int) -> tf.data.Dataset:
+    """Interleaves the records of files; the order depends on that of the files alone."""
+    return paths.interleave(
+        lambda path: tf.data.TFRecordDataset(path, buffer_size=_READ_BUFFER_BYTES),
+        cycle_length=max(1, min(count, _INTERLEAVED_SHARDS)),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+
+
+def _parse(records: tf.Tensor, layout: example.Layout, with_texts: bool = False) -> Batch:
+    """Serialized examples [B] to float32 tensors [B, ...], all at once."""
+    texts = ("key", "source", "label") if with_texts else ()
+    features = {name: tf.io.FixedLenFeature([], tf.string) for name in (*layout.storage, *texts)}
+    parsed = tf.io.parse_example(records, features)
+    batch = {name: _decode(parsed[name], storage, tensors.SHAPES[name]) for name, storage in layout.storage.items()}
+    return {**batch, **{name: parsed[name] for name in texts}}
+
+
+def _decode(raw: tf.Tensor, storage: example.Storage, shape: tuple[int, int, int]) -> tf.Tensor:
+    """`example.Storage.decode` for a batch: bytes [B] to float32 [B, height, width, channels]."""
+    stored = tf.reshape(tf.io.decode_raw(raw, storage.dtype), (-1, *storage.shape))
+    values = tf.cast(stored, tf.float32)
+    if (storage.scale, storage.offset) != (1.0, 0.0):
+        values = values * storage.scale + storage.offset
+    return tf.repeat(values, shape[-1], axis=-1) if storage.shape != shape else values
+
+
+def _flip(batch: Batch, seed: tf.Tensor) -> Batch:
+    """Mirrors half of the examples, left to right, all tensors of an example alike."""
+    chosen = tf.random.stateless_uniform([tf.shape(batch["l_224"])[0]], seed) < 0.5
+    # `Select` copies whole rows of the batch, where `tf.where` would broadcast the condition at five times the cost.
+    return {
+        name: tf.raw_ops.Select(condition=chosen, x=_mirror(values), y=values) for name, values in batch.items()
+    }
+
+
+def _mirror(pictures: tf.Tensor) -> tf.Tensor:
+    """Reverses the columns of [B, height, width, channels]; TensorFlow's kernel is 15 times faster in rank 3."""
+    _, height, width, channels = pictures.shape
+    rows = tf.reverse(tf.reshape(pictures, (-1, width, channels)), axis=[1])  # (B * height, width, channels)
+    return tf.reshape(rows, (-1, height, width, channels))
+
+
+def _fill(records: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Repeats the first record up to a full batch; the second result weighs the repeated ones 0."""
+    count = tf.shape(records)[0]
+    weight = tf.cast(tf.range(size) < count, tf.float32)
+    return tf.concat([records, tf.repeat(records[:1], size - count)], axis=0), weight
+
+
+def _options(batches: tf.data.Dataset) -> tf.data.Dataset:
+    options = tf.data.Options()
+    options.deterministic = True
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return batches.with_options(options)
