@@ -25,7 +25,12 @@ TEST = [
     "scikit-image>=0.25,<0.27",
     "setuptools>=75",
 ]
-DEV = ["ruff>=0.9", "mypy>=1.14", "uv>=0.5"]
+DEV = [
+    "grpcio-tools>=1.76,<1.81",  # writes protobuf 6.31 code, which every protobuf that TensorFlow allows can load
+    "mypy>=1.14",
+    "ruff>=0.9",
+    "uv>=0.5",
+]
 
 setup(
     name="koalarization",

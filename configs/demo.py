@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.dataset.train_shards = 4
     config.dataset.validation_shards = 2
     config.model.width_multiplier = 0.25
-    config.model.feature_weights = ""
+    config.model.feature_weights = None
     config.batch_size = 8
     config.learning_rates = (1e-3, 3e-4)
     config.epochs_per_learning_rate = (8, 4)

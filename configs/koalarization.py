@@ -8,7 +8,7 @@ Sources: Baldassarre, Morín and Rodés-Guirao, "Deep Koalarization" (2017), sec
 for the data, the stretched pictures and the learning rates.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
@@ -27,8 +27,8 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.name = "koalarization"
     config.model.width_multiplier = 1.0  # of the filters of every trainable layer but the last
-    # "imagenet" is downloaded by Keras; a path names a weights file; "" leaves the extractor random.
-    config.model.feature_weights = "imagenet"
+    # "imagenet" is downloaded by Keras; a path names a weights file; None ("none" in an override) leaves them random.
+    config.model.feature_weights = config_dict.FieldReference("imagenet", field_type=str)
     config.model.feature_classes = 1000  # outputs of the extractor: 1001 for weights with a background class
 
     config.batch_size = 32  # over all replicas

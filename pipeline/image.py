@@ -9,12 +9,13 @@ import warnings
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 # A header may promise any number of pixels: the limit is looked at before the first of them is allocated.
 MAX_PIXELS = 178_000_000
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "GIF", "BMP")  # no format that starts another program
 _SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+Image.init()  # registers them all; Pillow would load the rarer ones only when asked for no format in particular
 
 
 class Reason(str, enum.Enum):
@@ -79,7 +80,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise RejectedImage(Reason.TOO_LARGE, _one_line(error)) from error
-    except Exception as error:  # a broken header surfaces as whatever the format's parser stumbled over
+    except UnidentifiedImageError as error:
         raise RejectedImage(Reason.NOT_AN_IMAGE, f"{len(data)} bytes that no decoder knows") from error
     if image.width * image.height > MAX_PIXELS:
         detail = f"{image.width}x{image.height} pixels, the limit is {MAX_PIXELS}"

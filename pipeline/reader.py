@@ -197,7 +197,9 @@ def _parse(records: tf.Tensor, layout: example.Layout, with_texts: bool = False)
 
 def _decode(raw: tf.Tensor, storage: example.Storage, shape: tuple[int, int, int]) -> tf.Tensor:
     """`example.Storage.decode` for a batch: bytes [B] to float32 [B, height, width, channels]."""
-    stored = tf.reshape(tf.io.decode_raw(raw, storage.dtype), (-1, *storage.shape))
+    # Reshaping float16 makes oneDNN complain of processors without support for it, so its bits are reshaped instead.
+    bits = "uint16" if storage.dtype == "float16" else storage.dtype
+    stored = tf.bitcast(tf.reshape(tf.io.decode_raw(raw, bits), (-1, *storage.shape)), storage.dtype)
     values = tf.cast(stored, tf.float32)
     if (storage.scale, storage.offset) != (1.0, 0.0):
         values = values * storage.scale + storage.offset

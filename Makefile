@@ -1,0 +1,52 @@
+# Every target sets up .venv by itself; a Python from 3.10 to 3.13 is all that is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := $(BIN)/python -m
+DEMO := demo
+
+.PHONY: setup demo test lint format lock proto clean
+
+setup: .venv/.complete
+
+# Written last: an installation that was interrupted starts anew.
+.venv/.complete: requirements.lock
+	$(PYTHON) -m venv --clear .venv
+	$(RUN) pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	touch $@
+
+# The whole path on photographs that ship inside scikit-image: archives, shards, training on two replicas, colorizing.
+demo: setup
+	rm -rf $(DEMO)
+	$(RUN) tools.photographs --output=$(DEMO)
+	$(RUN) beam_jobs.preprocess --config=configs/demo.py --output=$(DEMO)/data \
+		--source=places365:$(DEMO)/archives/val_256.tar --source=imagenet:$(DEMO)/archives/ILSVRC2012_img_train.tar
+	$(RUN) trainer.train --config=configs/demo.py --data=$(DEMO)/data --workdir=$(DEMO)/run --virtual_replicas=2
+	$(RUN) trainer.colorize --workdir=$(DEMO)/run --output=$(DEMO)/colorized $(DEMO)/held_out/*.png
+	$(RUN) tools.sheet --truth=$(DEMO)/held_out --colorized=$(DEMO)/colorized --output=$(DEMO)/colorized/sheet.png
+	@echo
+	@echo "shards:       $(DEMO)/data/*.tfrecord, described by $(DEMO)/data/dataset.json"
+	@echo "TensorBoard:  $(BIN)/tensorboard --logdir=$(DEMO)/run"
+	@echo "pictures:     $(DEMO)/colorized/sheet.png (grey, predicted, truth; none was trained on)"
+
+test: setup
+	$(RUN) pytest tests
+
+lint: setup
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+format: setup
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+# Resolves the ranges of setup.py for all supported Pythons at once.
+lock: setup
+	$(RUN) uv pip compile setup.py --all-extras --universal --python-version 3.10 --generate-hashes --no-header \
+		--quiet -o requirements.lock
+
+proto: setup
+	$(RUN) grpc_tools.protoc -I. --python_out=. --pyi_out=. pipeline/example.proto
+
+clean:
+	rm -rf $(DEMO) .venv

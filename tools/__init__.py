@@ -1,0 +1,1 @@
+"""Scripts behind the make targets; nothing in the product imports them."""

@@ -1,0 +1,63 @@
+"""Draws grey, predicted and true color of pictures side by side.
+
+    python -m tools.sheet --truth=demo/held_out --colorized=demo/colorized --output=demo/colorized/sheet.png
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from PIL import Image, ImageDraw
+
+from pipeline import cli, color, image
+from pipeline.errors import UserError
+
+_TILE = 224
+_MARGIN = 8
+_HEADER = 20
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes the sheet that a command line describes."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("truth", None, "The directory of the original PNGs.", flag_values=values)
+    flags.DEFINE_string("colorized", None, "The directory of their colorized forms.", flag_values=values)
+    flags.DEFINE_string("output", None, "The PNG to write.", flag_values=values)
+    cli.parse(values, argv, __doc__)
+    cli.require(values, "truth", "colorized", "output")
+    rows = []
+    for path in sorted(Path(values.truth).glob("*.png")):
+        result = Path(values.colorized) / path.name
+        if not result.is_file():
+            raise UserError(f"{result} is missing: colorize {path} first")
+        rows.append((path.stem, image.decode(path.read_bytes()), image.decode(result.read_bytes())))
+    draw(rows).save(values.output)
+
+
+def draw(rows: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Image.Image:
+    """Name, truth and prediction (uint8 [H, W, 3]) of each picture to a sheet with a row each."""
+    width, height = 3 * (_TILE + _MARGIN) + _MARGIN, len(rows) * (_TILE + _HEADER + _MARGIN)
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (name, truth, predicted) in enumerate(rows):
+        top = row * (_TILE + _HEADER + _MARGIN)
+        tiles = (("grey", grey(truth)), (f"{name}: predicted", predicted), ("truth", truth))
+        for column, (title, tile) in enumerate(tiles):
+            left = _MARGIN + column * (_TILE + _MARGIN)
+            pen.text((left, top + _MARGIN / 2), title, fill="black")
+            shown = image.fit(tile, _TILE, image.ResizeMode.PAD)
+            sheet.paste(Image.fromarray(shown), (left, top + _HEADER))
+    return sheet
+
+
+def grey(rgb: np.ndarray) -> np.ndarray:
+    """A picture with its lightness and no color; uint8 [H, W, 3]."""
+    lightness = color.rgb_to_l(rgb)
+    zeros = np.zeros_like(lightness)
+    return color.lab_to_rgb(np.stack([lightness, zeros, zeros], axis=-1))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, sys.argv))

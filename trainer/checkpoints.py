@@ -1,0 +1,54 @@
+"""The state of a run on disk: written aside, then renamed, so that whoever finds a checkpoint finds a whole one."""
+
+import re
+import uuid
+
+import keras
+import tensorflow as tf
+
+from pipeline.errors import UserError
+
+_FOLDER = "checkpoints"
+_NAME = re.compile(r"^step-(\d{8})/?$")
+_PREFIX = "state"
+
+
+class Checkpoints:
+    """The checkpoints of a working directory."""
+
+    def __init__(self, workdir: str):
+        self._folder = tf.io.gfile.join(workdir, _FOLDER)
+
+    def steps(self) -> list[int]:
+        """The steps of which there is a checkpoint, in ascending order."""
+        names = tf.io.gfile.listdir(self._folder) if tf.io.gfile.isdir(self._folder) else []
+        return sorted(int(match[1]) for name in names if (match := _NAME.match(name)))
+
+    def save(self, step: int, network: keras.Model, optimizer: keras.Optimizer, keep: int) -> None:
+        """Writes a checkpoint and deletes all but the `keep` newest."""
+        temporary = tf.io.gfile.join(self._folder, f"writing-{uuid.uuid4().hex}")
+        tf.io.gfile.makedirs(temporary)
+        tf.train.Checkpoint(network=network, optimizer=optimizer).write(tf.io.gfile.join(temporary, _PREFIX))
+        tf.io.gfile.rename(temporary, self._path(step))
+        for old in self.steps()[: -max(1, keep)]:
+            tf.io.gfile.rmtree(self._path(old))
+
+    def restore(self, step: int, network: keras.Model, optimizer: keras.Optimizer | None = None) -> None:
+        """Loads the checkpoint of a step into a network and, to go on training, into its built optimizer.
+
+        Raises:
+            UserError: the checkpoint is damaged or of another model.
+        """
+        path = self._path(step)
+        state = {"network": network} if optimizer is None else {"network": network, "optimizer": optimizer}
+        try:
+            status = tf.train.Checkpoint(**state).read(tf.io.gfile.join(path, _PREFIX))
+            status.assert_existing_objects_matched().expect_partial()
+        except (tf.errors.OpError, ValueError, AssertionError) as error:
+            raise UserError(
+                f"checkpoint {path} is damaged or of another model: {str(error).strip().splitlines()[0]}; "
+                "delete it to go on from the one before"
+            ) from error
+
+    def _path(self, step: int) -> str:
+        return tf.io.gfile.join(self._folder, f"step-{step:08d}")

@@ -1,0 +1,110 @@
+"""Colorizes pictures with a trained model.
+
+    python -m trainer.colorize --workdir=RUN --output=DIR PICTURE...
+
+Pictures may have any size and be grey or in color; of the latter only the lightness is used. Each becomes a PNG of its
+own size and name in the output directory. A picture that cannot be read is named at the end, and the exit status is 1.
+"""
+
+import io
+import os
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from absl import flags
+from PIL import Image
+from tqdm import tqdm
+
+from pipeline import cli, image
+from pipeline.errors import UsageError, UserError
+from pipeline.image import RejectedImage
+from trainer.colorizer import Colorizer
+
+_BATCH = 8
+
+
+def main(argv: Sequence[str]) -> None:
+    """Colorizes the pictures that a command line names."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "The directory of a training run.", flag_values=values)
+    flags.DEFINE_string("output", None, "The directory for the colorized pictures.", flag_values=values)
+    pictures = cli.parse(values, argv, __doc__)
+    cli.require(values, "workdir", "output")
+    if not pictures:
+        raise UsageError("no picture is named: give files after the options")
+    colorize(values.workdir, values.output, pictures)
+
+
+def colorize(work_dir: str, output: str, pictures: Sequence[str]) -> None:
+    """Colorizes files.
+
+    Args:
+        work_dir: a training run.
+        output: the directory of the results, made if need be.
+        pictures: paths.
+
+    Raises:
+        UserError: no such run, a directory that cannot be written, or pictures that cannot be read; in the last case
+            all others were colorized.
+    """
+    targets = _targets(output, pictures)
+    colorizer = Colorizer.load(work_dir)
+    try:
+        os.makedirs(output, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output={output} cannot be created: {error.strerror}") from error
+    failures = []
+    with tqdm(total=len(pictures), desc="colorize", unit="image", disable=None) as bar:
+        for start in range(0, len(pictures), _BATCH):
+            paths = pictures[start : start + _BATCH]
+            readable = dict(_decode(paths, failures))
+            if readable:
+                results = colorizer.colorize(list(readable.values()))
+                for path, result in zip(readable, results, strict=True):
+                    _write_png(targets[path], result)
+            bar.update(len(paths))
+    if failures:
+        raise UserError(f"{len(failures)} of {len(pictures)} pictures could not be colorized: {'; '.join(failures)}")
+
+
+def _targets(output: str, pictures: Sequence[str]) -> dict[str, str]:
+    """The file that each picture is written to."""
+    targets: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for path in pictures:
+        target = os.path.join(output, os.path.splitext(os.path.basename(path))[0] + ".png")
+        if owners.setdefault(target, path) != path:
+            raise UserError(f"{owners[target]} and {path} would both be written to {target}; colorize them separately")
+        if os.path.realpath(target) == os.path.realpath(path):
+            raise UserError(f"{path} would be overwritten by its own result; name another --output")
+        targets[path] = target
+    return targets
+
+
+def _decode(paths: Sequence[str], failures: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                yield path, image.decode(file.read())
+        except OSError as error:
+            failures.append(f"{path} ({error.strerror})")
+        except RejectedImage as error:
+            failures.append(f"{path} ({error})")
+
+
+def _write_png(path: str, rgb: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, format="PNG")
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(buffer.getvalue())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, sys.argv))

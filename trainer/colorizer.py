@@ -1,0 +1,65 @@
+"""A trained model applied to pictures of any size."""
+
+import cv2
+import numpy as np
+import tensorflow as tf
+
+from pipeline import color, image, tensors
+from pipeline.errors import UserError
+from pipeline.image import ResizeMode
+from trainer import models, workdir
+from trainer.checkpoints import Checkpoints
+from trainer.models.base import ColorModel
+
+
+class Colorizer:
+    """Predicts color at the network's size and joins it to each picture's own lightness."""
+
+    def __init__(self, model: ColorModel, resize_mode: ResizeMode):
+        self._model = model
+        # A model trained on squares cut from pictures is shown the whole of one: what was cut off needs color too.
+        self._resize_mode = ResizeMode.STRETCH if resize_mode is ResizeMode.CROP else resize_mode
+
+    @classmethod
+    def load(cls, work_dir: str) -> "Colorizer":
+        """Loads the last checkpoint of a run.
+
+        Raises:
+            UserError: there is no run, no checkpoint, or one that cannot be read.
+        """
+        config, dataset = workdir.load(work_dir)
+        checkpoints = Checkpoints(work_dir)
+        steps = checkpoints.steps()
+        if not steps:
+            raise UserError(f"--workdir={work_dir} holds no checkpoint yet; one is written after each epoch")
+        model = models.create(config.model, config.seed)
+        checkpoints.restore(steps[-1], model.network)
+        return cls(model, ResizeMode(dataset.resize_mode))
+
+    def colorize(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
+        """Colorizes pictures as one batch.
+
+        Args:
+            pictures: uint8 [height, width, 3], of any sizes; only their lightness is used.
+
+        Returns:
+            uint8 [height, width, 3] of the same sizes.
+        """
+        inputs = [tensors.from_image(picture, self._resize_mode) for picture in pictures]
+        batch = {name: tf.stack([values[name] for values in inputs]) for name in ("l_224", "l_299")}
+        predicted = self._predict(batch).numpy()
+        return [self._join(picture, ab) for picture, ab in zip(pictures, predicted, strict=True)]
+
+    @tf.function(reduce_retracing=True)
+    def _predict(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        return self._model.ab(self._model.outputs(batch, training=False))
+
+    def _join(self, picture: np.ndarray, ab: np.ndarray) -> np.ndarray:
+        """The picture's lightness [H, W] and the predicted ab [224, 224, 2] in [-1, 1] to RGB [H, W, 3]."""
+        height, width = picture.shape[:2]
+        if self._resize_mode is ResizeMode.PAD:
+            rows, columns = image.padded_window(height, width, tensors.ENCODER_SIZE)
+            ab = ab[rows, columns]
+        ab = cv2.resize(np.ascontiguousarray(ab), (width, height), interpolation=cv2.INTER_LINEAR)
+        lightness = color.rgb_to_l(picture)[..., None]
+        return color.lab_to_rgb(np.concatenate([lightness, color.denormalize_ab(ab)], axis=-1))

@@ -1,0 +1,203 @@
+"""The training loop: the same for one device and for many."""
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from pipeline import reader
+from pipeline.errors import UserError
+from pipeline.reader import Batch, Dataset
+from pipeline.shards import TRAIN, VALIDATION
+from trainer import models, replicas, schedule, workdir
+from trainer.checkpoints import Checkpoints
+from trainer.models.base import ColorModel
+from trainer.summaries import Summaries, side_by_side
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class TrainState:
+    """A run as it stands: steps done, the model and its optimizer, the validation loss of each epoch of this process."""
+
+    step: int
+    model: ColorModel
+    optimizer: keras.Optimizer
+    validation_losses: list[float]
+
+
+def train_and_evaluate(config: ConfigDict, data_dir: str, work_dir: str) -> TrainState:
+    """Trains the configured model to the end of its schedule, going on from the last checkpoint if there is one.
+
+    Args:
+        config: as `configs/koalarization.py`.
+        data_dir: a dataset.
+        work_dir: where checkpoints, configuration and TensorBoard events go.
+
+    Returns:
+        The final state.
+
+    Raises:
+        UserError: a configuration, dataset or directory that cannot be used, or a loss that is not finite.
+    """
+    dataset = reader.open_dataset(data_dir)
+    epochs = schedule.epochs(config.learning_rates, config.epochs_per_learning_rate)
+    steps_per_epoch = reader.steps_per_epoch(dataset, config.batch_size)
+    strategy = replicas.create_strategy(config.batch_size)
+    workdir.prepare(work_dir, config, dataset.manifest)
+    state = _create_state(config, strategy, steps_per_epoch)
+    checkpoints = Checkpoints(work_dir)
+    if steps := checkpoints.steps():
+        state.step = steps[-1]
+        checkpoints.restore(state.step, state.model.network, state.optimizer)
+        _LOGGER.info("goes on from step %d, epoch %d of %d", state.step, state.step // steps_per_epoch, epochs)
+    _describe(config, dataset, state, epochs, steps_per_epoch)
+
+    run = _Run(config, dataset, strategy, state, Summaries(work_dir))
+    first_epoch = state.step // steps_per_epoch
+    batches = iter(run.train_batches(first_epoch, epochs))
+    try:
+        for epoch in range(first_epoch, epochs):
+            run.train_epoch(batches, steps_per_epoch, f"epoch {epoch + 1}/{epochs}")
+            run.validate()
+            run.show_panel()
+            checkpoints.save(state.step, state.model.network, state.optimizer, config.kept_checkpoints)
+    except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
+        dataset.check_sizes()
+        dataset.check_contents()
+        raise UserError(f"dataset {data_dir} cannot be read: {error.message}") from error
+    _LOGGER.info("finished at step %d, epoch %d; %s", state.step, epochs, work_dir)
+    return state
+
+
+def _create_state(config: ConfigDict, strategy: tf.distribute.Strategy, steps_per_epoch: int) -> TrainState:
+    with strategy.scope():
+        model = models.create(config.model, config.seed)
+        rate = schedule.piecewise_constant(config.learning_rates, config.epochs_per_learning_rate, steps_per_epoch)
+        optimizer = keras.optimizers.Adam(rate)
+        optimizer.build(model.network.trainable_variables)
+    return TrainState(0, model, optimizer, [])
+
+
+def _describe(config: ConfigDict, dataset: Dataset, state: TrainState, epochs: int, steps_per_epoch: int) -> None:
+    splits = dataset.manifest.splits
+    _LOGGER.info(
+        "%s: %d trainable parameters; %d examples to train on, %d to validate on; %d epochs of %d steps",
+        config.model.name, state.model.network.count_params(), splits[TRAIN].examples, splits[VALIDATION].examples,
+        epochs, steps_per_epoch,
+    )  # fmt: skip
+
+
+class _Run:
+    """What the steps of a run share."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        dataset: Dataset,
+        strategy: tf.distribute.Strategy,
+        state: TrainState,
+        summaries: Summaries,
+    ):
+        self._config = config
+        self._dataset = dataset
+        self._strategy = strategy
+        self._state = state
+        self._summaries = summaries
+        self._panel_split = VALIDATION if dataset.manifest.splits[VALIDATION].examples else TRAIN
+        summaries.config(config.to_json_best_effort(indent=1), state.step)
+
+    def train_batches(self, first_epoch: int, epochs: int) -> tf.distribute.DistributedDataset:
+        config = self._config
+        batches = reader.train_batches(
+            self._dataset, config.batch_size, config.seed, first_epoch, epochs, flip=config.horizontal_flip
+        )
+        return self._strategy.experimental_distribute_dataset(batches)
+
+    def train_epoch(self, batches: Iterator[Batch], steps: int, title: str) -> None:
+        """Trains for one epoch. Losses stay on the device for some steps: reading one waits for its step to end."""
+        state, losses = self._state, []
+        start = time.monotonic()
+        with tqdm(total=steps, desc=title, unit="step", disable=None) as bar:
+            for step in range(1, steps + 1):
+                losses.append(self._train_step(next(batches)))
+                state.step += 1
+                if step % self._config.steps_per_log == 0 or step == steps:
+                    mean_loss = self._record(losses)
+                    rate = len(losses) * self._config.batch_size / (time.monotonic() - start)
+                    self._summaries.throughput(state.step, rate)
+                    bar.set_postfix_str(f"loss {mean_loss:.5f}, {rate:.1f} images/s", refresh=False)
+                    bar.update(len(losses))
+                    losses, start = [], time.monotonic()
+        _LOGGER.info("%s: step %d, loss %.5f, %.1f images/s", title, state.step, mean_loss, rate)
+
+    def _record(self, losses: list[tf.Tensor]) -> float:
+        """Writes the losses of the last steps; their mean."""
+        values = [float(loss) for loss in losses]
+        first = self._state.step - len(values) + 1
+        for step, value in enumerate(values, first):
+            if not math.isfinite(value):
+                raise UserError(f"the loss of step {step} is {value}; lower --config.learning_rates")
+            self._summaries.training(step, value, float(self._state.optimizer._learning_rate(step - 1)))
+        return sum(values) / len(values)
+
+    @tf.function
+    def _train_step(self, batch: Batch) -> tf.Tensor:
+        """One step on a global batch; its loss before the step, scalar."""
+        model, optimizer = self._state.model, self._state.optimizer
+
+        def replica_step(batch: Batch) -> tf.Tensor:
+            with tf.GradientTape() as tape:
+                losses = model.loss(model.outputs(batch, training=True), batch)  # (B / replicas,)
+                # Divided by the global batch: the sum over replicas is the mean over its examples.
+                loss = tf.reduce_sum(losses) / self._config.batch_size
+            variables = model.network.trainable_variables
+            # The optimizer sums gradients over replicas.
+            optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+            return loss
+
+        return self._strategy.reduce("SUM", self._strategy.run(replica_step, args=(batch,)), axis=None)
+
+    def validate(self) -> None:
+        """The mean loss over the validation split, if there is one."""
+        if self._panel_split != VALIDATION:
+            return
+        batches = reader.validation_batches(self._dataset, self._config.batch_size)
+        total = count = 0.0
+        for batch in self._strategy.experimental_distribute_dataset(batches):
+            batch_total, batch_count = self._validation_step(batch)
+            total, count = total + float(batch_total), count + float(batch_count)
+        loss = total / count
+        self._state.validation_losses.append(loss)
+        self._summaries.validation(self._state.step, loss)
+        _LOGGER.info("validation loss %.5f over %d examples", loss, count)
+
+    @tf.function
+    def _validation_step(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        """The sum of losses over the examples of a global batch, and how many they are."""
+        model = self._state.model
+
+        def replica_step(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+            losses = model.loss(model.outputs(batch, training=False), batch)
+            return tf.reduce_sum(losses * batch["weight"]), tf.reduce_sum(batch["weight"])
+
+        total, count = self._strategy.run(replica_step, args=(batch,))
+        reduce = self._strategy.reduce
+        return reduce("SUM", total, axis=None), reduce("SUM", count, axis=None)
+
+    def show_panel(self) -> None:
+        """Draws the first examples of the validation split (of the train split, where that is empty)."""
+        pictures = self._config.panel_pictures
+        if pictures > 0:
+            batch = next(iter(reader.examples(self._dataset, self._panel_split).take(pictures).batch(pictures)))
+            model = self._state.model
+            ab = model.ab(model.outputs(batch, training=False))
+            self._summaries.panel(self._state.step, side_by_side(batch["l_224"], ab, batch["ab_224"]))
+        self._summaries.flush()

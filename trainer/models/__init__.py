@@ -1,0 +1,26 @@
+"""The models that a configuration can name. Adding one is adding a class to `MODELS`."""
+
+import keras
+from ml_collections import ConfigDict
+
+from pipeline.errors import UserError
+from trainer.models.base import ColorModel
+from trainer.models.koalarization import Koalarization
+
+MODELS: dict[str, type[ColorModel]] = {"koalarization": Koalarization}
+
+
+def create(config: ConfigDict, seed: int) -> ColorModel:
+    """Builds the model that `config.name` names; call it within the scope of the distribution strategy.
+
+    Args:
+        config: the `model` fields of a configuration.
+        seed: of the initial weights; the same seed gives the same weights.
+
+    Raises:
+        UserError: an unknown name, or fields that the model refuses.
+    """
+    if config.name not in MODELS:
+        raise UserError(f"model.name is '{config.name}'; choose one of {', '.join(MODELS)}")
+    keras.utils.set_random_seed(seed)  # Keras draws initial weights from its global generator
+    return MODELS[config.name](config)

@@ -1,0 +1,69 @@
+"""What TensorBoard shows of a run."""
+
+import tensorflow as tf
+
+from pipeline import color_tf
+
+_FOLDER = "tensorboard"
+
+
+class Summaries:
+    """Writes the events of a run. The tags are all here.
+
+    | tag                 | kind   | when                |
+    |---------------------|--------|---------------------|
+    | `loss`              | scalar | every step          |
+    | `learning_rate`     | scalar | every step          |
+    | `images_per_second` | scalar | every few steps     |
+    | `validation_loss`   | scalar | every epoch         |
+    | `panel`             | images | every epoch         |
+    | `config`            | text   | when a run starts   |
+    """
+
+    def __init__(self, workdir: str):
+        self._writer = tf.summary.create_file_writer(tf.io.gfile.join(workdir, _FOLDER))
+
+    def config(self, text: str, step: int) -> None:
+        """Shows the resolved configuration, JSON."""
+        with self._writer.as_default():
+            tf.summary.text("config", f"```json\n{text}\n```", step)
+
+    def training(self, step: int, loss: float, learning_rate: float) -> None:
+        """Records one training step."""
+        with self._writer.as_default():
+            tf.summary.scalar("loss", loss, step)
+            tf.summary.scalar("learning_rate", learning_rate, step)
+
+    def throughput(self, step: int, images_per_second: float) -> None:
+        """Records the speed of the last steps."""
+        with self._writer.as_default():
+            tf.summary.scalar("images_per_second", images_per_second, step)
+
+    def validation(self, step: int, loss: float) -> None:
+        """Records the loss over the validation split."""
+        with self._writer.as_default():
+            tf.summary.scalar("validation_loss", loss, step)
+
+    def panel(self, step: int, pictures: tf.Tensor) -> None:
+        """Shows pictures: uint8 [N, height, width, 3]."""
+        with self._writer.as_default():
+            tf.summary.image("panel", pictures, step, max_outputs=pictures.shape[0])
+
+    def flush(self) -> None:
+        """Makes all that was recorded visible to TensorBoard."""
+        self._writer.flush()
+
+
+def side_by_side(lightness: tf.Tensor, predicted_ab: tf.Tensor, true_ab: tf.Tensor) -> tf.Tensor:
+    """Draws grey, predicted and true color of each example in a row.
+
+    Args:
+        lightness: float32 [N, H, W, 1] in [-1, 1].
+        predicted_ab: float32 [N, H, W, 2] in [-1, 1].
+        true_ab: float32 [N, H, W, 2] in [-1, 1].
+
+    Returns:
+        uint8 [N, H, 3 W, 3].
+    """
+    colors = (tf.zeros_like(true_ab), predicted_ab, true_ab)
+    return tf.concat([color_tf.normalized_to_rgb(lightness, ab) for ab in colors], axis=2)

@@ -1,0 +1,43 @@
+"""Trains a color model on a dataset.
+
+    python -m trainer.train --config=configs/koalarization.py --data=DATA --workdir=RUN
+    tensorboard --logdir=RUN
+
+All GPUs of the machine are used. Where there is none, --virtual_replicas=2 splits the CPU into two replicas, so that
+the multi-GPU path can be tried. The same command goes on where an interrupted run stopped.
+
+The working directory receives config.json, checkpoints and TensorBoard's events.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import tensorflow as tf
+from absl import flags
+
+from pipeline import cli
+from pipeline.errors import UsageError
+from trainer import loop, replicas
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the training that a command line describes."""
+    values = flags.FlagValues()
+    cli.define_config(values, argv)
+    flags.DEFINE_string("data", None, "The directory of a dataset, local or remote.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "The directory of the run, local or remote.", flag_values=values)
+    flags.DEFINE_integer(
+        "virtual_replicas", None, "Splits the CPU into so many replicas, on a machine without GPUs.", flag_values=values
+    )
+    if rest := cli.parse(values, argv, __doc__):
+        raise UsageError(f"unexpected argument {rest[0]}")
+    cli.require(values, "data", "workdir")
+    if values.virtual_replicas is not None:
+        replicas.split_cpu(values.virtual_replicas)
+    if values.config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    loop.train_and_evaluate(values.config, values.data, values.workdir)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, sys.argv))
