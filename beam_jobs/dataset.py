@@ -47,9 +47,7 @@ class DatasetSpec:
         modes = [mode.value for mode in ResizeMode]
         if fields.resize_mode not in modes:
             raise UserError(f"dataset.resize_mode is '{fields.resize_mode}'; choose one of {', '.join(modes)}")
-        partition = Partition(
-            config.seed, fields.validation_fraction, fields.train_shards, fields.validation_shards
-        )
+        partition = Partition(config.seed, fields.validation_fraction, fields.train_shards, fields.validation_shards)
         return cls(partition, example.layout(fields.layout).name, ResizeMode(fields.resize_mode))
 
 
@@ -75,11 +73,12 @@ def write_dataset(pipeline: beam.Pipeline, inputs: Sequence[Source], output: str
 
 
 def _place(ref: ImageRef, partition: Partition) -> _Placed:
-    return tuple(partition.place(ref.key).shard), ref
+    shard = partition.place(ref.key).shard
+    return (shard.split, shard.number), ref
 
 
 def _write_manifest(reports: Sequence[ShardReport], output: str, spec: DatasetSpec) -> None:
-    reports = sorted(reports, key=lambda report: (SPLITS.index(report.shard.split), report.shard.index))
+    reports = sorted(reports, key=lambda report: (SPLITS.index(report.shard.split), report.shard.number))
     with storage.create(FileSystems.join(output, manifest.REJECTS_FILE_NAME)) as file:
         for line in _reject_lines(reports):
             file.write(line.encode())

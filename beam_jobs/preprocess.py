@@ -47,7 +47,9 @@ def main(argv: Sequence[str]) -> None:
     preprocess(inputs, storage.absolute(values.output), spec, options)
 
 
-def preprocess(inputs: Sequence[sources.Source], output: str, spec: DatasetSpec, options: runner.PipelineOptions) -> Manifest:
+def preprocess(
+    inputs: Sequence[sources.Source], output: str, spec: DatasetSpec, options: runner.PipelineOptions
+) -> Manifest:
     """Makes a dataset and says what became of it.
 
     Args:

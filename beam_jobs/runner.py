@@ -45,7 +45,9 @@ def _refuse(message: str) -> NoReturn:
     raise UsageError(f"Beam option {message}")
 
 
-def run(build: Callable[[beam.Pipeline], None], options: PipelineOptions, progress: Callable[[], int], total: int) -> None:
+def run(
+    build: Callable[[beam.Pipeline], None], options: PipelineOptions, progress: Callable[[], int], total: int
+) -> None:
     """Builds and runs a pipeline to its end.
 
     Args:

@@ -1,6 +1,8 @@
 """Makes one shard from references to its pictures: read, decode, convert, encode, write aside, rename."""
 
+import contextlib
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 
@@ -38,7 +40,7 @@ class ShardReport:
 
 
 class WriteShard(beam.DoFn):
-    """((split, index), references) to the report of the shard it writes.
+    """((split, number), references) to the report of the shard it writes.
 
     References come in any order and leave in that of the partition, so a shard is the same bytes on any runner.
     """
@@ -50,30 +52,28 @@ class WriteShard(beam.DoFn):
         self._resize_mode = resize_mode
 
     def setup(self) -> None:
+        """Called once in each worker."""
         cv2.setNumThreads(1)  # the runner's workers already share out the cores
 
     def process(self, element: tuple[tuple[str, int], Iterable[ImageRef | None]]) -> Iterable[ShardReport]:
+        """Writes one shard under its final name."""
         shard, refs = Shard(*element[0]), [ref for ref in element[1] if ref is not None]
         refs.sort(key=lambda ref: (self._partition.place(ref.key).rank, ref.key, ref.path, ref.offset))
         name = self._partition.file_name(shard)
         written: Counter[str] = Counter()
         rejects: list[Reject] = []
-        reader = RangeReader()
-        with storage.create(FileSystems.join(self._output, name)) as file:
+        with contextlib.closing(RangeReader()) as reader, storage.create(FileSystems.join(self._output, name)) as file:
             writer = tfrecord.Writer(file)
-            previous = ""
-            for ref in refs:
+            for previous, ref in itertools.pairwise([None, *refs]):
                 try:
-                    if ref.key == previous:
-                        raise RejectedImage(Reason.DUPLICATE_KEY, f"another picture of that key is in {name}")
+                    _check_new(ref, previous)
                     writer.write(self._record(reader, ref))
-                    written[ref.source] += 1
-                    beam.metrics.Metrics.counter("pictures", "written").inc()
                 except RejectedImage as error:
                     rejects.append(Reject(ref.key, ref.source, ref.path, error.reason.value, error.detail))
                     beam.metrics.Metrics.counter("pictures", f"rejected_{error.reason.value}").inc()
-                previous = ref.key
-        reader.close()
+                else:
+                    written[ref.source] += 1
+                    beam.metrics.Metrics.counter("pictures", "written").inc()
         info = ShardInfo(name, writer.records, writer.bytes, f"{writer.crc32c:08x}")
         yield ShardReport(shard, info, dict(written), rejects)
 
@@ -84,3 +84,9 @@ class WriteShard(beam.DoFn):
             raise RejectedImage(Reason.UNREADABLE_BYTES, " ".join(str(error).split())) from error
         values = tensors.from_image(image.decode(data), self._resize_mode)
         return example.encode(example.Example(ref.key, ref.source, ref.label, values), self._layout)
+
+
+def _check_new(ref: ImageRef, previous: ImageRef | None) -> None:
+    """Pictures of one key stand next to each other; the first is taken."""
+    if previous is not None and ref.key == previous.key:
+        raise RejectedImage(Reason.DUPLICATE_KEY, f"the key is taken by {previous.path} at byte {previous.offset}")

@@ -60,7 +60,7 @@ def members(file: BinaryIO) -> Iterator[Member]:
     """
     with tarfile.open(fileobj=file, mode="r:") as archive:
         while (info := archive.next()) is not None:
-            archive.members.clear()  # the listing that tarfile keeps would grow with the archive
+            archive.members.clear()  # type: ignore[attr-defined]  # the listing that tarfile keeps would grow with the archive
             if not info.isreg():
                 continue
             if info.name.endswith(".tar"):
@@ -73,7 +73,7 @@ def members(file: BinaryIO) -> Iterator[Member]:
 
 
 def _check_end(file: BinaryIO, offset: int) -> None:
-    """tarfile takes a damaged header for the end of the archive; the true end is a block of zeros."""
+    """Tarfile takes a damaged header for the end of the archive; the true end is a block of zeros."""
     file.seek(offset)
     if file.read(_BLOCK_BYTES) != bytes(_BLOCK_BYTES):
         raise tarfile.ReadError(f"no member and no end of the archive at byte {offset}")

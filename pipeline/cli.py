@@ -84,8 +84,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str], help_text: str | None, 
     try:
         rest = values(list(argv), known_only=known_only)[1:]
     except (KeyError, AttributeError) as error:
-        field, *advice = re.findall(r"\w[\w ]*", str(error.args[0]).replace("\\n", "\n"))
-        raise UsageError(f"no configuration field '{field}'" + (f": did you mean '{advice[1]}'?" if advice else "")) from error
+        raise UsageError(_unknown_field(error)) from error
     except Exception as error:  # a configuration file is a program, and may fail in any way
         raise UsageError(_last_line(error)) from error
     if "config" in values:
@@ -123,6 +122,12 @@ def _describe(values: flags.FlagValues) -> str:
 
 def _help(flag: flags.Flag) -> str:
     return str(flag.help).splitlines()[0].rstrip(";")
+
+
+def _unknown_field(error: Exception) -> str:
+    """ml_collections says `'sed'` or, where a name is near, `'sed'\\nDid you mean "seed" instead of "sed"?`."""
+    field, *advice = re.findall(r"\w[\w ]*", str(error.args[0]).replace("\\n", "\n"))
+    return f"no configuration field '{field}'" + (f": did you mean '{advice[1]}'?" if advice else "")
 
 
 def _last_line(error: Exception) -> str:

@@ -63,7 +63,7 @@ LAYOUTS = {
         {
             "l_224": Storage("uint8", (224, 224, 1), scale=2 / 255, offset=-1.0, error=1 / 255),
             "l_299": Storage("uint8", (299, 299, 1), scale=2 / 255, offset=-1.0, error=1 / 255),
-            # Whole units of a and b, so that grey is exact.
+            # Whole units of a and b, so that gray is exact.
             "ab_224": Storage("uint8", (224, 224, 2), scale=1 / 128, offset=-1.0, error=0.5 / 128),
         },
     ),

@@ -9,11 +9,11 @@ import warnings
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 # A header may promise any number of pixels: the limit is looked at before the first of them is allocated.
 MAX_PIXELS = 178_000_000
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "GIF", "BMP")  # no format that starts another program
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")  # no format that starts another program
 _SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 Image.init()  # registers them all; Pillow would load the rarer ones only when asked for no format in particular
 
@@ -66,26 +66,21 @@ def decode(data: bytes) -> np.ndarray:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large sizes and odd metadata, which are looked at here
-        image = _open(data)
         try:
-            image.load()
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            _check_size(image)
             return _as_rgb(_upright(image))
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
-            # Pillow has no error of its own for damaged data: each format raises what its parser stumbled over.
+        except UnidentifiedImageError as error:
+            raise RejectedImage(Reason.NOT_AN_IMAGE, f"{len(data)} bytes that no decoder knows") from error
+        except Image.DecompressionBombError as error:
+            raise RejectedImage(Reason.TOO_LARGE, _one_line(error)) from error
+        except Exception as error:  # damaged data surfaces as whatever the format's parser stumbled over
             raise RejectedImage(Reason.TRUNCATED, _one_line(error)) from error
 
 
-def _open(data: bytes) -> ImageFile.ImageFile:
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise RejectedImage(Reason.TOO_LARGE, _one_line(error)) from error
-    except UnidentifiedImageError as error:
-        raise RejectedImage(Reason.NOT_AN_IMAGE, f"{len(data)} bytes that no decoder knows") from error
+def _check_size(image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
-        detail = f"{image.width}x{image.height} pixels, the limit is {MAX_PIXELS}"
-        raise RejectedImage(Reason.TOO_LARGE, detail)
-    return image
+        raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels, the limit is {MAX_PIXELS}")
 
 
 _TRANSPOSE = {
@@ -169,10 +164,12 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
         uint8 [height, width, channels], rounded to the nearest level.
     """
     shrunk = min(image.shape[0], height), min(image.shape[1], width)
+    grows = shrunk != (height, width)
+    if grows:  # in float32: OpenCV interpolates uint8 with 11-bit weights, which is off by a level in places
+        image = image.astype(np.float32)
     if image.shape[:2] != shrunk:
         image = cv2.resize(image, shrunk[::-1], interpolation=cv2.INTER_AREA)
-    if shrunk != (height, width):
-        # OpenCV interpolates uint8 with 11-bit weights, which is off by a level in places: float32 is exact.
-        grown = cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-        image = np.rint(grown).astype(np.uint8)
+    if grows:
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        image = np.rint(image).astype(np.uint8)
     return image

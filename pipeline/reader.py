@@ -103,7 +103,9 @@ def examples(dataset: Dataset, split: str) -> tf.data.Dataset:
     return records.batch(1).map(lambda batch: _parse(batch, layout, with_texts=True)).unbatch()
 
 
-def train_batches(dataset: Dataset, batch_size: int, seed: int, first_epoch: int, epochs: int, flip: bool) -> tf.data.Dataset:
+def train_batches(
+    dataset: Dataset, batch_size: int, seed: int, first_epoch: int, epochs: int, flip: bool
+) -> tf.data.Dataset:
     """Batches of the train split, epoch after epoch in one stream, so that no epoch waits for the first batch.
 
     An epoch has `steps_per_epoch` batches; what is left of its examples is dropped.
@@ -210,9 +212,7 @@ def _flip(batch: Batch, seed: tf.Tensor) -> Batch:
     """Mirrors half of the examples, left to right, all tensors of an example alike."""
     chosen = tf.random.stateless_uniform([tf.shape(batch["l_224"])[0]], seed) < 0.5
     # `Select` copies whole rows of the batch, where `tf.where` would broadcast the condition at five times the cost.
-    return {
-        name: tf.raw_ops.Select(condition=chosen, x=_mirror(values), y=values) for name, values in batch.items()
-    }
+    return {name: tf.raw_ops.Select(condition=chosen, x=_mirror(values), y=values) for name, values in batch.items()}
 
 
 def _mirror(pictures: tf.Tensor) -> tf.Tensor:

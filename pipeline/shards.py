@@ -16,16 +16,16 @@ SPLITS = (TRAIN, VALIDATION)
 _HASH_SPACE = 1 << 64
 
 
-def shard_name(split: str, index: int, count: int) -> str:
+def shard_name(split: str, number: int, count: int) -> str:
     """The file name of a shard, as in `train-00003-of-00016.tfrecord`."""
-    return f"{split}-{index:05d}-of-{count:05d}.tfrecord"
+    return f"{split}-{number:05d}-of-{count:05d}.tfrecord"
 
 
 class Shard(NamedTuple):
     """One shard: its split and its number."""
 
     split: str
-    index: int
+    number: int
 
 
 class Place(NamedTuple):
@@ -70,16 +70,16 @@ class Partition:
 
     def shards(self) -> list[Shard]:
         """All shards of the dataset, in order."""
-        return [Shard(split, index) for split in SPLITS for index in range(self.shard_count(split))]
+        return [Shard(split, number) for split in SPLITS for number in range(self.shard_count(split))]
 
     def file_name(self, shard: Shard) -> str:
         """The file name of a shard of this partition."""
-        return shard_name(shard.split, shard.index, self.shard_count(shard.split))
+        return shard_name(shard.split, shard.number, self.shard_count(shard.split))
 
     def place(self, key: str) -> Place:
         """Deals a picture. Read in order, the shards of a split give its pictures in the order of their hashes."""
         digest = hashlib.blake2b(key.encode(), digest_size=16, salt=self.seed.to_bytes(8, "little", signed=True))
         lot, rank = (int.from_bytes(part, "big") for part in (digest.digest()[:8], digest.digest()[8:]))
         split = VALIDATION if lot < self.validation_fraction * _HASH_SPACE else TRAIN
-        index = rank * self.shard_count(split) // _HASH_SPACE
-        return Place(Shard(split, index), rank)
+        number = rank * self.shard_count(split) // _HASH_SPACE
+        return Place(Shard(split, number), rank)

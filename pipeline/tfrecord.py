@@ -19,7 +19,8 @@ _CHUNK_BYTES = 1 << 20
 class Writable(Protocol):
     """Anything with a `write` for bytes: a file, or one of Beam's."""
 
-    def write(self, data: bytes, /) -> object: ...
+    def write(self, data: bytes, /) -> object:
+        """Appends bytes."""
 
 
 def _masked_crc(data: bytes) -> int:

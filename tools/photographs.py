@@ -9,7 +9,7 @@ that no archive shows any of.
 import io
 import sys
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,13 +72,14 @@ def cut(photograph: np.ndarray, generator: np.random.Generator) -> tuple[list[np
         The windows, and the held-out part, with which they share no pixel.
     """
     height, width = photograph.shape[:2]
-    hidden = _Window(*generator.integers(0, 3, 2) * [height // 3, width // 3], height // 3, width // 3)
+    row, column = generator.integers(0, 3, 2)
+    hidden = _Window(row * (height // 3), column * (width // 3), height // 3, width // 3)
     cuts: list[np.ndarray] = []
     while len(cuts) < _CUTS:
         scale = generator.uniform(1 / 3, 2 / 3)
-        size = int(height * scale), int(width * scale)
-        corner = generator.integers(0, (height - size[0] + 1, width - size[1] + 1))
-        window = _Window(*corner, *size)
+        rows, columns = int(height * scale), int(width * scale)
+        top, left = generator.integers(0, (height - rows + 1, width - columns + 1))
+        window = _Window(top, left, rows, columns)
         if not window.overlaps(hidden):
             cuts.append(window.of(photograph))
     return cuts, hidden.of(photograph)
@@ -107,7 +108,7 @@ def write_places_val(path: Path, pictures: Sequence[np.ndarray]) -> None:
             _add(archive, f"val_256/Places365_val_{number:08d}.jpg", _jpeg(small))
 
 
-def write_imagenet_train(path: Path, pictures_by_class: dict[str, Sequence[np.ndarray]]) -> None:
+def write_imagenet_train(path: Path, pictures_by_class: Mapping[str, Sequence[np.ndarray]]) -> None:
     """An archive as `ILSVRC2012_img_train.tar`: an inner archive per class, JPEGs of any size."""
     with tarfile.open(path, "w") as archive:
         for synset, pictures in sorted(pictures_by_class.items()):

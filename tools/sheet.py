@@ -1,6 +1,6 @@
-"""Draws grey, predicted and true color of pictures side by side.
+"""Draws gray, predicted and true color of pictures side by side.
 
-    python -m tools.sheet --truth=demo/held_out --colorized=demo/colorized --output=demo/colorized/sheet.png
+python -m tools.sheet --truth=demo/held_out --colorized=demo/colorized --output=demo/colorized/sheet.png
 """
 
 import sys
@@ -43,7 +43,7 @@ def draw(rows: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Image.Image:
     pen = ImageDraw.Draw(sheet)
     for row, (name, truth, predicted) in enumerate(rows):
         top = row * (_TILE + _HEADER + _MARGIN)
-        tiles = (("grey", grey(truth)), (f"{name}: predicted", predicted), ("truth", truth))
+        tiles = (("gray", gray(truth)), (f"{name}: predicted", predicted), ("truth", truth))
         for column, (title, tile) in enumerate(tiles):
             left = _MARGIN + column * (_TILE + _MARGIN)
             pen.text((left, top + _MARGIN / 2), title, fill="black")
@@ -52,7 +52,7 @@ def draw(rows: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Image.Image:
     return sheet
 
 
-def grey(rgb: np.ndarray) -> np.ndarray:
+def gray(rgb: np.ndarray) -> np.ndarray:
     """A picture with its lightness and no color; uint8 [H, W, 3]."""
     lightness = color.rgb_to_l(rgb)
     zeros = np.zeros_like(lightness)

@@ -2,7 +2,7 @@
 
     python -m trainer.colorize --workdir=RUN --output=DIR PICTURE...
 
-Pictures may have any size and be grey or in color; of the latter only the lightness is used. Each becomes a PNG of its
+Pictures may have any size and be gray or in color; of the latter only the lightness is used. Each becomes a PNG of its
 own size and name in the output directory. A picture that cannot be read is named at the end, and the exit status is 1.
 """
 
@@ -55,7 +55,7 @@ def colorize(work_dir: str, output: str, pictures: Sequence[str]) -> None:
         os.makedirs(output, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output={output} cannot be created: {error.strerror}") from error
-    failures = []
+    failures: list[str] = []
     with tqdm(total=len(pictures), desc="colorize", unit="image", disable=None) as bar:
         for start in range(0, len(pictures), _BATCH):
             paths = pictures[start : start + _BATCH]

@@ -15,7 +15,7 @@ from pipeline import reader
 from pipeline.errors import UserError
 from pipeline.reader import Batch, Dataset
 from pipeline.shards import TRAIN, VALIDATION
-from trainer import models, replicas, schedule, workdir
+from trainer import models, schedule, workdir
 from trainer.checkpoints import Checkpoints
 from trainer.models.base import ColorModel
 from trainer.summaries import Summaries, side_by_side
@@ -25,7 +25,7 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class TrainState:
-    """A run as it stands: steps done, the model and its optimizer, the validation loss of each epoch of this process."""
+    """A run as it stands: steps done, model, optimizer, and the validation loss of each epoch of this process."""
 
     step: int
     model: ColorModel
@@ -33,11 +33,14 @@ class TrainState:
     validation_losses: list[float]
 
 
-def train_and_evaluate(config: ConfigDict, data_dir: str, work_dir: str) -> TrainState:
+def train_and_evaluate(
+    config: ConfigDict, strategy: tf.distribute.Strategy, data_dir: str, work_dir: str
+) -> TrainState:
     """Trains the configured model to the end of its schedule, going on from the last checkpoint if there is one.
 
     Args:
         config: as `configs/koalarization.py`.
+        strategy: from `replicas.create_strategy`.
         data_dir: a dataset.
         work_dir: where checkpoints, configuration and TensorBoard events go.
 
@@ -50,7 +53,6 @@ def train_and_evaluate(config: ConfigDict, data_dir: str, work_dir: str) -> Trai
     dataset = reader.open_dataset(data_dir)
     epochs = schedule.epochs(config.learning_rates, config.epochs_per_learning_rate)
     steps_per_epoch = reader.steps_per_epoch(dataset, config.batch_size)
-    strategy = replicas.create_strategy(config.batch_size)
     workdir.prepare(work_dir, config, dataset.manifest)
     state = _create_state(config, strategy, steps_per_epoch)
     checkpoints = Checkpoints(work_dir)
@@ -197,7 +199,11 @@ class _Run:
         pictures = self._config.panel_pictures
         if pictures > 0:
             batch = next(iter(reader.examples(self._dataset, self._panel_split).take(pictures).batch(pictures)))
-            model = self._state.model
-            ab = model.ab(model.outputs(batch, training=False))
-            self._summaries.panel(self._state.step, side_by_side(batch["l_224"], ab, batch["ab_224"]))
+            self._summaries.panel(self._state.step, self._draw(batch["l_224"], batch["l_299"], batch["ab_224"]))
         self._summaries.flush()
+
+    @tf.function
+    def _draw(self, l_224: tf.Tensor, l_299: tf.Tensor, ab_224: tf.Tensor) -> tf.Tensor:
+        model = self._state.model
+        predicted = model.ab(model.outputs({"l_224": l_224, "l_299": l_299}, training=False))
+        return side_by_side(l_224, predicted, ab_224)

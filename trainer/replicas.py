@@ -20,7 +20,7 @@ def split_cpu(count: int) -> None:
     if count < 1:
         raise UserError(f"--virtual_replicas={count}; choose a number from 1")
     if gpus := tf.config.list_physical_devices("GPU"):
-        raise UserError(f"--virtual_replicas={count} splits the CPU, but this machine has {len(gpus)} GPUs; leave it out")
+        raise UserError(f"--virtual_replicas={count} splits the CPU, but there are {len(gpus)} GPUs; leave it out")
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
 

@@ -55,7 +55,7 @@ class Summaries:
 
 
 def side_by_side(lightness: tf.Tensor, predicted_ab: tf.Tensor, true_ab: tf.Tensor) -> tf.Tensor:
-    """Draws grey, predicted and true color of each example in a row.
+    """Draws gray, predicted and true color of each example in a row.
 
     Args:
         lightness: float32 [N, H, W, 1] in [-1, 1].

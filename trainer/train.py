@@ -36,7 +36,8 @@ def main(argv: Sequence[str]) -> None:
         replicas.split_cpu(values.virtual_replicas)
     if values.config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    loop.train_and_evaluate(values.config, values.data, values.workdir)
+    strategy = replicas.create_strategy(values.config.batch_size)
+    loop.train_and_evaluate(values.config, strategy, values.data, values.workdir)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from pipeline.reader import Batch
 from trainer.models import extractor
 from trainer.models.base import ColorModel
 
-# Filters and stride of each 3x3 convolution; UP is a doubling of rows and columns.
+# Filters and stride of each 3x3 convolution.
 _ENCODER = ((64, 2), (128, 1), (128, 2), (256, 1), (256, 2), (512, 1), (512, 1), (256, 1))
 _FUSION = 256
-UP = "up"
-_DECODER = (128, UP, 64, 64, UP, 32)
+_UP = None  # in place of filters: a doubling of rows and columns
+_DECODER = (128, _UP, 64, 64, _UP, 32)
 
 
 class Koalarization(ColorModel):
@@ -69,7 +69,7 @@ def build_network(feature_classes: int, width_multiplier: float) -> keras.Model:
     x = Fusion(name="fusion")([x, features])  # (B, H / 8, W / 8, 256 + classes)
     x = convolution(x, _FUSION, kernel=1)
     for step in _DECODER:
-        x = layers.UpSampling2D()(x) if step == UP else convolution(x, step)
+        x = layers.UpSampling2D()(x) if step is _UP else convolution(x, step)
     x = layers.Conv2D(2, 3, padding="same", activation="tanh")(x)  # (B, H / 2, W / 2, 2)
     return keras.Model([lightness, features], layers.UpSampling2D()(x), name="koalarization")
 

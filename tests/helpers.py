@@ -1,0 +1,53 @@
+"""What several tests use."""
+
+import io
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+from tensorboard.backend.event_processing import event_file_loader
+
+from trainer.models.base import ColorModel
+
+
+class ToyModel(ColorModel):
+    """Predicts ab from L by one pointwise layer."""
+
+    def __init__(self, config):
+        inputs = keras.Input((None, None, 1))
+        self.network = keras.Model(inputs, keras.layers.Conv2D(2, 1, activation="tanh")(inputs))
+
+    def outputs(self, batch, training):
+        return self.network(batch["l_224"], training=training)
+
+    def loss(self, outputs, batch):
+        return tf.reduce_mean(tf.abs(outputs - batch["ab_224"]), axis=[1, 2, 3])
+
+    def ab(self, outputs):
+        return outputs
+
+
+def encoded(rgb, image_format="PNG", **options):
+    """A picture as the bytes of a file."""
+    buffer = io.BytesIO()
+    (rgb if isinstance(rgb, Image.Image) else Image.fromarray(rgb)).save(buffer, format=image_format, **options)
+    return buffer.getvalue()
+
+
+def noise(height, width, seed=0):
+    """A picture with content that cannot be guessed: uint8 [height, width, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def events(workdir):
+    """All values of the event files below a run: (step, tag, tensor proto)."""
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        for event in event_file_loader.EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                yield event.step, value.tag, value
+
+
+def scalars(workdir, tag):
+    """The values of a scalar by step, from the event files."""
+    return {step: float(tf.make_ndarray(value.tensor)) for step, found, value in events(workdir) if found == tag}

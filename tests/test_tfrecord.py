@@ -1,0 +1,66 @@
+import io
+
+import google_crc32c
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import tfrecord
+
+RECORDS = st.lists(st.binary(max_size=200), max_size=8)
+
+
+def written(records):
+    file = io.BytesIO()
+    writer = tfrecord.Writer(file)
+    for record in records:
+        writer.write(record)
+    return writer, file.getvalue()
+
+
+@settings(deadline=None)
+@given(RECORDS)
+def test_tensorflow_reads_what_is_written(tmp_path_factory, records):
+    path = tmp_path_factory.mktemp("records") / "file"
+    path.write_bytes(written(records)[1])
+    assert [record.numpy() for record in tf.data.TFRecordDataset(str(path))] == records
+
+
+@settings(deadline=None)
+@given(RECORDS)
+def test_reads_what_tensorflow_writes(tmp_path_factory, records):
+    path = tmp_path_factory.mktemp("records") / "file"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record)
+    assert list(tfrecord.read(io.BytesIO(path.read_bytes()))) == records
+
+
+@given(RECORDS)
+def test_writer_knows_counts_and_checksum(records):
+    writer, data = written(records)
+    assert (writer.records, writer.bytes) == (len(records), len(data))
+    assert writer.crc32c == google_crc32c.value(data) == tfrecord.checksum(io.BytesIO(data))
+
+
+@given(st.lists(st.binary(max_size=50), min_size=1, max_size=4), st.data())
+def test_any_flipped_bit_is_found(records, data):
+    _, content = written(records)
+    damaged = bytearray(content)
+    position = data.draw(st.integers(0, len(content) - 1))
+    damaged[position] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(ValueError, match=r"(damaged record|ends within a record).* at byte \d+"):
+        list(tfrecord.read(io.BytesIO(bytes(damaged))))
+
+
+@given(st.lists(st.binary(max_size=50), min_size=1, max_size=4), st.data())
+def test_any_cut_within_a_record_is_found(records, data):
+    _, content = written(records)
+    ends, end = {0}, 0
+    for record in records:
+        end += len(record) + tfrecord.OVERHEAD_BYTES
+        ends.add(end)
+    cut = data.draw(st.integers(0, len(content) - 1).filter(lambda position: position not in ends))
+    with pytest.raises(ValueError, match=r"ends within a record at byte \d+"):
+        list(tfrecord.read(io.BytesIO(content[:cut])))
