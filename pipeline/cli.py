@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from pipeline.errors import UsageError, UserError
 
+_LARGEST_SEED = 2**32 - 1  # that Keras takes
 _PACKAGES = ("pipeline", "beam_jobs", "trainer", "tools")
 
 
@@ -98,6 +99,8 @@ def _check_config(values: flags.FlagValues) -> None:
     if not isinstance(values.config, ConfigDict):  # what a file that is not there, or cannot be read, leaves
         path = config_flags.get_config_filename(values["config"])
         raise UsageError(f"--config={path} cannot be read; name a configuration file, as configs/koalarization.py")
+    if not 0 <= values.config.seed <= _LARGEST_SEED:
+        raise UsageError(f"seed is {values.config.seed}; choose a whole number from 0 to {_LARGEST_SEED}")
 
 
 def require(values: flags.FlagValues, *names: str) -> None:

@@ -1,16 +1,17 @@
 """Fixtures: archives cut from real photographs, datasets made from them by the real job, and a model small enough."""
 
+import trainer  # noqa: F401, I001  # loads TensorFlow without its noise
+
 import keras
 import pytest
 import tensorflow as tf
 
-import trainer  # noqa: F401  # loads TensorFlow without its noise
 from beam_jobs import preprocess
 from configs import demo
 from pipeline import cli, reader
 from tests import helpers
 from tools import photographs
-from trainer import models
+from trainer import models, replicas
 from trainer.models import extractor
 
 # Two replicas on any machine; set before anything uses a device.
@@ -63,6 +64,12 @@ def compact_dataset(make_dataset, tmp_path_factory):
     return reader.open_dataset(str(folder))
 
 
+@pytest.fixture(scope="session")
+def two_replicas():
+    """One strategy for all tests: the collectives of two in a process would mistake each other's tensors."""
+    return replicas.create_strategy(2)
+
+
 @pytest.fixture
 def tiny_extractor(monkeypatch):
     """Replaces Inception-ResNet-v2, which takes 0.15 s for a picture, by one convolution of the same interface."""
@@ -94,3 +101,12 @@ def config(tiny_extractor):
 def toy_model(monkeypatch):
     """A second model behind the same interface, registered under the name "toy"."""
     monkeypatch.setitem(models.MODELS, "toy", helpers.ToyModel)
+
+
+@pytest.fixture
+def double_precision(monkeypatch):
+    """The network in float64: what differs then is no rounding."""
+    monkeypatch.setitem(models.MODELS, "koalarization", helpers.DoubleKoalarization)
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_dtype_policy("float32")

@@ -9,6 +9,7 @@ from PIL import Image
 from tensorboard.backend.event_processing import event_file_loader
 
 from trainer.models.base import ColorModel
+from trainer.models.koalarization import Koalarization
 
 
 class ToyModel(ColorModel):
@@ -26,6 +27,19 @@ class ToyModel(ColorModel):
 
     def ab(self, outputs):
         return outputs
+
+
+class DoubleKoalarization(Koalarization):
+    """The network of the paper in float64."""
+
+    def outputs(self, batch, training):
+        return super().outputs({name: tf.cast(values, tf.float64) for name, values in batch.items()}, training)
+
+    def loss(self, outputs, batch):
+        return tf.cast(super().loss(outputs, {"ab_224": tf.cast(batch["ab_224"], tf.float64)}), tf.float32)
+
+    def ab(self, outputs):
+        return tf.cast(outputs, tf.float32)
 
 
 def encoded(rgb, image_format="PNG", **options):

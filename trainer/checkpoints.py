@@ -44,7 +44,7 @@ class Checkpoints:
         try:
             status = tf.train.Checkpoint(**state).read(tf.io.gfile.join(path, _PREFIX))
             status.assert_existing_objects_matched().expect_partial()
-        except (tf.errors.OpError, ValueError, AssertionError) as error:
+        except Exception as error:  # TensorFlow has no error of its own for a damaged checkpoint
             raise UserError(
                 f"checkpoint {path} is damaged or of another model: {str(error).strip().splitlines()[0]}; "
                 "delete it to go on from the one before"

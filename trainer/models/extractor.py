@@ -5,6 +5,7 @@ Source: Szegedy et al., "Inception-v4, Inception-ResNet and the Impact of Residu
 
 import logging
 import os
+import warnings
 
 import keras
 
@@ -35,11 +36,14 @@ def create(weights: str | None, classes: int) -> keras.Model:
     elif weights != IMAGENET and not os.path.isfile(weights):
         raise UserError(f"model.feature_weights is '{weights}', which is no file; name a weights file, or '{IMAGENET}'")
     try:
-        model = keras.applications.InceptionResNetV2(weights=weights, classes=classes, classifier_activation=None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # Keras only warns of layers that a file has no weights for
+            model = keras.applications.InceptionResNetV2(weights=weights, classes=classes, classifier_activation=None)
     except Exception as error:  # a download that fails, a file that is not HDF5, shapes that differ: each its own
+        reason = str(error).strip().splitlines()[0].split(". ")[0]
         raise UserError(
-            f"feature weights '{weights}' cannot be loaded for {classes} classes: {' '.join(str(error).split())}; "
-            "name the path of a Keras weights file for Inception-ResNet-v2, or set model.feature_classes to its classes"
+            f"feature weights '{weights}' cannot be loaded for {classes} classes: {reason}; name the path of a Keras "
+            "weights file for Inception-ResNet-v2, or set model.feature_classes to its classes"
         ) from error
     model.trainable = False
     return model

@@ -1,0 +1,275 @@
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import skimage.color
+import skimage.io
+
+from beam_jobs import preprocess
+from beam_jobs.sources import RangeReader, list_pictures, parse_source
+from pipeline import cli, example, manifest, reader, tfrecord
+from pipeline.manifest import Manifest
+from pipeline.shards import SPLITS, TRAIN, Partition
+from tests.helpers import encoded, noise
+from tests.test_image import exactly_resized
+
+
+def run(*argv):
+    return cli.run(preprocess.main, ["preprocess", "--config=configs/demo.py", *argv])
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def error_of(capsys):
+    captured = capsys.readouterr().err
+    (line,) = [line for line in captured.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in captured
+    return line
+
+
+def test_manifest_describes_what_is_there(dataset):
+    fields = json.loads(open(os.path.join(dataset.directory, manifest.FILE_NAME)).read())
+    assert fields["splits"]["train"]["examples"] + fields["splits"]["validation"]["examples"] == 96
+    by_source = [dataset.manifest.splits[split].examples_by_source for split in SPLITS]
+    assert sum(counts["places365"] for counts in by_source) == 48
+    assert sum(counts["imagenet"] for counts in by_source) == 48
+    for split in SPLITS:
+        for info in dataset.manifest.splits[split].shards:
+            with open(os.path.join(dataset.directory, info.name), "rb") as file:
+                records = list(tfrecord.read(file))
+                assert file.tell() == info.bytes
+                file.seek(0)
+                assert f"{tfrecord.checksum(file):08x}" == info.crc32c
+            assert len(records) == info.examples
+    dataset.check_contents()
+    names = {info.name for split in SPLITS for info in dataset.manifest.splits[split].shards}
+    assert set(os.listdir(dataset.directory)) == names | {manifest.FILE_NAME, manifest.REJECTS_FILE_NAME}
+
+
+def test_every_picture_stands_where_its_hash_says(dataset):
+    found = dataset.manifest
+    partition = Partition(found.seed, found.validation_fraction, *(len(found.splits[split].shards) for split in SPLITS))
+    layout = example.layout(found.layout)
+    keys = []
+    for shard in partition.shards():
+        with open(os.path.join(dataset.directory, partition.file_name(shard)), "rb") as file:
+            own = [example.decode(record, layout).key for record in tfrecord.read(file)]
+        assert all(partition.place(key).shard == shard for key in own)
+        assert own == sorted(own, key=lambda key: partition.place(key).rank)
+        keys += own
+    assert len(set(keys)) == len(keys) == 96
+
+
+def distance(found, resized, channels):
+    """How far normalized tensors [H, W, C] are from those of a picture that is not yet rounded to 8 bits.
+
+    Where an average lies halfway between two levels, either is right: of the ways to round it the nearest counts.
+    """
+    ways = []
+    for choice in itertools.product((-1e-3, 1e-3), repeat=3):
+        lab = skimage.color.rgb2lab(np.clip(np.rint(resized + choice), 0, 255).astype(np.uint8))
+        ways.append(np.abs(found - (lab / [50, 128, 128] - [1, 0, 0])[..., channels]).max(axis=-1))
+    return np.min(ways, axis=0).max()
+
+
+def test_tensors_of_every_picture_equal_scikit_image(dataset, pictures, tmp_path):
+    """Read back by tf.data; computed anew by scikit-image, from the file to Lab."""
+    expected = {}
+    for source in ("places365:val_256.tar", "imagenet:ILSVRC2012_img_train.tar"):
+        kind, name = source.split(":")
+        files = RangeReader()
+        for ref in list_pictures(parse_source(f"{kind}:{pictures}/archives/{name}")):
+            (tmp_path / "picture.jpg").write_bytes(files.read(ref))
+            expected[ref.key] = skimage.io.imread(tmp_path / "picture.jpg"), ref
+        files.close()
+    storage = example.layout(dataset.manifest.layout).storage
+    seen = 0
+    for split in SPLITS:
+        for found in reader.examples(dataset, split).as_numpy_iterator():
+            rgb, ref = expected[found["key"].decode()]
+            assert (found["source"].decode(), found["label"].decode()) == (ref.source, ref.label)
+            for name, size, channels in (("l_224", 224, [0]), ("l_299", 299, [0, 0, 0]), ("ab_224", 224, [1, 2])):
+                difference = distance(found[name], exactly_resized(rgb, size, size), channels)
+                assert difference <= storage[name].error + 1e-5, (found["key"], name)
+            seen += 1
+    assert seen == 96
+
+
+@pytest.mark.parametrize(
+    ("workers", "mode"),
+    [(1, "multi_threading"), (2, "multi_threading"), (3, "multi_threading"), (2, "multi_processing")],
+)
+def test_same_bytes_with_any_number_of_workers(compact_dataset, make_dataset, tmp_path, workers, mode):
+    make_dataset(
+        tmp_path / "again",
+        "--config.dataset.layout=compact",
+        "--config.dataset.train_shards=7",
+        f"--direct_num_workers={workers}",
+        f"--direct_running_mode={mode}",
+    )
+    first = {
+        name: open(os.path.join(compact_dataset.directory, name), "rb").read()
+        for name in os.listdir(compact_dataset.directory)
+    }
+    assert content(tmp_path / "again") == first
+
+
+def test_same_bytes_whatever_the_order_of_the_sources(compact_dataset, pictures, tmp_path):
+    archives = pictures / "archives"
+    options = ("--config.dataset.layout=compact", "--config.dataset.train_shards=7")
+    sources = (f"--source=imagenet:{archives}/ILSVRC2012_img_train.tar", f"--source=places365:{archives}/val_256.tar")
+    assert run(*sources, f"--output={tmp_path}/out", *options) == 0
+    for name, data in content(tmp_path / "out").items():
+        assert open(os.path.join(compact_dataset.directory, name), "rb").read() == data
+
+
+def test_bad_pictures_are_counted_named_and_skipped(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(10):
+        (photos / f"{number}.png").write_bytes(encoded(noise(30, 30, number)))
+    good = (photos / "3.png").read_bytes()
+    (photos / "truncated.png").write_bytes(good[: len(good) // 2])
+    (photos / "text.jpg").write_bytes(b"this is no picture")
+    (photos / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    assert run(f"--source=images:{photos}", f"--source=images:{photos}/1.png", f"--output={tmp_path}/out") == 0
+    rejects = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()]
+    assert {(reject["key"], reject["reason"]) for reject in rejects} == {
+        ("images/photos/truncated.png", "truncated"),
+        ("images/photos/text.jpg", "not_an_image"),
+        ("images/photos/gone.jpg", "unreadable_bytes"),
+        ("images/photos/1.png", "duplicate_key"),
+    }
+    for reject in rejects:
+        assert reject.keys() == {"split", "key", "source", "path", "reason", "detail"}
+        assert reject["detail"]
+    result = Manifest.from_json((tmp_path / "out/dataset.json").read_text(), "dataset.json")
+    assert (result.examples, result.rejected) == (10, 4)
+    assert re.search(r"4 of 14 pictures rejected .*; \d+\.\d images/s", capsys.readouterr().err)
+
+
+def test_shards_to_which_nothing_falls_are_written_empty(tmp_path):
+    (tmp_path / "one.png").write_bytes(encoded(noise(5, 5)))
+    options = ("--config.dataset.train_shards=3", "--config.dataset.validation_fraction=0")
+    assert run(f"--source=images:{tmp_path}/one.png", f"--output={tmp_path}/out", *options) == 0
+    result = reader.open_dataset(str(tmp_path / "out"))
+    assert sorted(info.examples for info in result.manifest.splits[TRAIN].shards) == [0, 0, 1]
+    assert len(list(reader.examples(result, TRAIN))) == 1
+
+
+@pytest.mark.parametrize("mode", ["stretch", "pad", "crop"])
+def test_resize_mode_is_used_and_recorded(tmp_path, mode):
+    (tmp_path / "wide.png").write_bytes(encoded(np.zeros((50, 100, 3), np.uint8)))
+    options = (f"--config.dataset.resize_mode={mode}", "--config.dataset.validation_fraction=0")
+    assert run(f"--source=images:{tmp_path}/wide.png", f"--output={tmp_path}/out", *options) == 0
+    result = reader.open_dataset(str(tmp_path / "out"))
+    assert result.manifest.resize_mode == mode
+    (found,) = reader.examples(result, TRAIN)
+    white_rows = (found["l_224"].numpy()[..., 0] > 0.99).all(axis=1).sum()
+    assert white_rows == (112 if mode == "pad" else 0)
+
+
+class TestMistakes:
+    """Each ends with one line and a status other than 0, and leaves no file under a final name."""
+
+    @pytest.fixture
+    def source(self, tmp_path):
+        (tmp_path / "one.png").write_bytes(encoded(noise(5, 5)))
+        return f"--source=images:{tmp_path}/one.png"
+
+    @pytest.mark.parametrize(
+        ("option", "message"),
+        [
+            ("--sorce=images:/x", "unknown option --sorce=images:/x"),
+            ("--config.sed=1", "no configuration field 'sed': did you mean 'seed'?"),
+            ("--config.dataset.sharts=1", "no configuration field 'sharts'"),
+            ("--config.seed=one", "--config.seed=one: invalid literal for int"),
+            ("--config.seed=-1", "seed is -1; choose a whole number from 0"),
+            ("--direct_num_workers=two", "--direct_num_workers: invalid int value: 'two'"),
+            ("--source=flowers:/x", "--source=flowers:/x is not KIND:PATH"),
+        ],
+    )
+    def test_command_line(self, capsys, tmp_path, source, option, message):
+        assert run(source, f"--output={tmp_path}/out", option) == 2
+        assert message in error_of(capsys)
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("option", "message"),
+        [
+            ("--config.dataset.layout=fulll", "layout 'fulll' is unknown; choose one of full, compact"),
+            ("--config.dataset.resize_mode=squash", "resize_mode is 'squash'; choose one of stretch, pad, crop"),
+            ("--config.dataset.train_shards=0", "dataset.train_shards is 0; choose a number from 1"),
+            ("--config.dataset.validation_fraction=1.5", "dataset.validation_fraction is 1.5"),
+            ("--source=images:/nowhere/at/all", "source images:/nowhere/at/all matches nothing"),
+        ],
+    )
+    def test_values(self, capsys, tmp_path, source, option, message):
+        assert run(source, f"--output={tmp_path}/out", option) == 1
+        assert message in error_of(capsys)
+        assert not (tmp_path / "out").exists()
+
+    def test_missing_options(self, capsys, source):
+        assert run(source) == 2
+        assert "--output is missing" in error_of(capsys)
+        assert run("--output=/tmp/x") == 2
+        assert "--source is missing" in error_of(capsys)
+        assert cli.run(preprocess.main, ["preprocess"]) == 2
+        assert "--config is missing" in error_of(capsys)
+        assert cli.run(preprocess.main, ["preprocess", "--config=nowhere.py"]) == 2
+        assert "--config=nowhere.py cannot be read" in error_of(capsys)
+
+    def test_archive_cut_short_behind_its_first_member(self, capsys, tmp_path, pictures):
+        data = (pictures / "archives/val_256.tar").read_bytes()
+        (tmp_path / "val_256.tar").write_bytes(data[: len(data) // 2])
+        assert run(f"--source=places365:{tmp_path}/val_256.tar", f"--output={tmp_path}/out") == 1
+        message = error_of(capsys)
+        assert f"source places365:{tmp_path}/val_256.tar is not a complete, uncompressed tar archive" in message
+        assert not list((tmp_path / "out").iterdir())
+
+    def test_no_usable_picture(self, capsys, tmp_path):
+        (tmp_path / "text.jpg").write_bytes(b"this is no picture")
+        assert run(f"--source=images:{tmp_path}/text.jpg", f"--output={tmp_path}/out") == 1
+        assert "no picture for the train split: 1 found, 1 of them rejected" in error_of(capsys)
+        assert not (tmp_path / "out/dataset.json").exists()
+        assert "not_an_image" in (tmp_path / "out/rejects.jsonl").read_text()
+
+    def test_output_that_holds_a_dataset(self, capsys, source, compact_dataset):
+        before = os.stat(os.path.join(compact_dataset.directory, "dataset.json"))
+        assert run(source, f"--output={compact_dataset.directory}") == 1
+        assert "holds a dataset already" in error_of(capsys)
+        assert os.stat(os.path.join(compact_dataset.directory, "dataset.json")) == before
+
+    def test_output_that_cannot_be_made(self, capsys, tmp_path, source):
+        (tmp_path / "file").write_text("")
+        assert run(source, f"--output={tmp_path}/file/out") == 1
+        assert "cannot be created" in error_of(capsys)
+
+
+def test_shard_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / "one.png").write_bytes(encoded(noise(5, 5)))
+    monkeypatch.setattr(tfrecord.Writer, "write", lambda self, record: 1 / 0)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        run(f"--source=images:{tmp_path}/one.png", f"--output={tmp_path}/out", "--config.dataset.validation_fraction=0")
+    names = os.listdir(tmp_path / "out")
+    assert not [name for name in names if name.endswith(".tmp")]
+    assert manifest.FILE_NAME not in names
+
+
+def test_help_teaches(capsys):
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    for word in ("places365:PATH", "imagenet:PATH", "images:PATH", "--output", "--direct_num_workers", "dataset.json"):
+        assert word in text
+
+
+def test_worker_code_imports_no_tensorflow():
+    program = "import sys, beam_jobs.preprocess; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -1,0 +1,46 @@
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from pipeline.errors import UserError
+from trainer import replicas
+
+
+def test_all_devices_share_a_batch(caplog):
+    with caplog.at_level("INFO"):
+        strategy = replicas.create_strategy(8)
+    assert isinstance(strategy, tf.distribute.MirroredStrategy)
+    assert strategy.num_replicas_in_sync == 2
+    assert "MirroredStrategy on /device:CPU:0, /device:CPU:1: 2 replicas, batch of 8, 4 per replica" in caplog.text
+
+
+@pytest.mark.parametrize("batch_size", [0, 3, -2])
+def test_a_batch_that_cannot_be_shared_is_refused(batch_size):
+    with pytest.raises(UserError, match=rf"batch_size is {batch_size}, which 2 replicas cannot share equally"):
+        replicas.create_strategy(batch_size)
+
+
+def test_split_cpu_refuses_what_makes_no_sense(monkeypatch):
+    with pytest.raises(UserError, match="--virtual_replicas=0; choose a number from 1"):
+        replicas.split_cpu(0)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
+    with pytest.raises(UserError, match="--virtual_replicas=2 splits the CPU, but there are 1 GPUs"):
+        replicas.split_cpu(2)
+
+
+def test_split_cpu_in_a_process_of_its_own():
+    program = (
+        "from trainer import replicas; replicas.split_cpu(3); s = replicas.create_strategy(6); "
+        "print(type(s).__name__, s.num_replicas_in_sync)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == "MirroredStrategy 3\n"
+    assert result.stderr == ""  # TensorFlow's noise is kept from the user
+
+
+def test_one_device_is_no_mirrored_strategy():
+    program = "from trainer import replicas; print(type(replicas.create_strategy(5)).__name__)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == "OneDeviceStrategy\n"

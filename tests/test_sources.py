@@ -1,0 +1,146 @@
+import os
+import shutil
+import tarfile
+
+import pytest
+
+from beam_jobs import sources
+from beam_jobs.sources import RangeReader, Source
+from pipeline.errors import UsageError, UserError
+from tests.helpers import encoded, noise
+
+PICTURE = encoded(noise(8, 8))
+
+
+def refs(kind, path):
+    return sorted(sources.list_pictures(sources.parse_source(f"{kind}:{path}")))
+
+
+def tree(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(PICTURE)
+    return root
+
+
+def pack(root, path):
+    with tarfile.open(path, "w") as archive:
+        for child in sorted(root.iterdir()):
+            archive.add(child, child.name)
+    return path
+
+
+PLACES = ("data_256/a/airfield/00000001.jpg", "data_256/a/apartment_building/outdoor/00000001.jpg")
+
+
+def test_places_train_from_archive_tree_and_part_of_it(tmp_path):
+    root = tree(tmp_path / "places", *PLACES, "data_256/README.txt")
+    expected = [(f"places365/{PLACES[0]}", "/a/airfield"), (f"places365/{PLACES[1]}", "/a/apartment_building/outdoor")]
+    for path in (root, root / "data_256", pack(root, tmp_path / "train_256_places365standard.tar")):
+        assert [(ref.key, ref.label) for ref in refs("places365", path)] == expected
+
+
+def test_places_validation_has_no_labels(pictures):
+    found = refs("places365", pictures / "archives/val_256.tar")
+    assert found[0].key == "places365/val_256/Places365_val_00000001.jpg"
+    assert {ref.label for ref in found} == {""}
+    assert len(found) == 48
+
+
+def test_imagenet_train_from_nested_archive_and_tree(tmp_path, pictures):
+    archive = pictures / "archives/ILSVRC2012_img_train.tar"
+    nested = refs("imagenet", archive)
+    assert nested[0].key == "imagenet/n02124075_1.JPEG"
+    assert nested[0].label == "n02124075"
+    assert len(nested) == 48
+    with tarfile.open(archive) as outer:
+        for inner in outer.getmembers():
+            with tarfile.open(fileobj=outer.extractfile(inner)) as members:
+                members.extractall(tmp_path / "train" / inner.name.removesuffix(".tar"), filter="data")
+    extracted = refs("imagenet", tmp_path)
+    assert [ref[:3] for ref in extracted] == [ref[:3] for ref in nested]
+    reader = RangeReader()
+    assert [reader.read(ref) for ref in extracted] == [reader.read(ref) for ref in nested]
+    reader.close()
+
+
+def test_imagenet_validation_has_no_labels(tmp_path):
+    root = tree(tmp_path / "val", "ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000002.JPEG")
+    for path in (root, pack(root, tmp_path / "ILSVRC2012_img_val.tar")):
+        assert [(ref.key, ref.label) for ref in refs("imagenet", path)] == [
+            ("imagenet/ILSVRC2012_val_00000001.JPEG", ""),
+            ("imagenet/ILSVRC2012_val_00000002.JPEG", ""),
+        ]
+
+
+def test_images_from_folder_pattern_and_file(tmp_path):
+    root = tree(tmp_path / "photos", "a.jpg", "b.png", "2019/c.jpg", ".hidden", ".git/d.jpg", "odd [1]/e.jpg")
+    assert [ref.key for ref in refs("images", root)] == [
+        "images/photos/2019/c.jpg", "images/photos/a.jpg", "images/photos/b.png", "images/photos/odd [1]/e.jpg",
+    ]  # fmt: skip
+    assert [ref.key for ref in refs("images", f"{root}/*.jpg")] == ["images/photos/a.jpg"]
+    assert [ref.key for ref in refs("images", f"{root}/**.jpg")] == [
+        "images/photos/2019/c.jpg", "images/photos/a.jpg", "images/photos/odd [1]/e.jpg",
+    ]  # fmt: skip
+    assert [ref.key for ref in refs("images", root / "b.png")] == ["images/photos/b.png"]
+
+
+def test_keys_do_not_change_when_a_folder_moves(tmp_path):
+    root = tree(tmp_path / "here" / "photos", "a.jpg", "x/b.jpg")
+    before = [ref.key for ref in refs("images", root)]
+    shutil.move(root, tmp_path / "photos")
+    assert [ref.key for ref in refs("images", tmp_path / "photos")] == before
+
+
+@pytest.mark.parametrize("text", ["", "places365", "places365:", "flowers:/x", "/x/y.tar"])
+def test_what_is_no_source_is_refused(text):
+    with pytest.raises(UsageError, match="is not KIND:PATH with KIND one of places365, imagenet, images"):
+        sources.parse_source(text)
+
+
+def test_local_paths_become_absolute_and_remote_ones_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sources.parse_source("images:photos") == Source("images", str(tmp_path / "photos"))
+    assert sources.parse_source("images:gs://bucket/photos").path == "gs://bucket/photos"
+
+
+def test_bad_sources_are_one_line(tmp_path):
+    (tmp_path / "broken.tar").write_bytes(b"no archive")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    photos = tree(tmp_path / "photos", "a.jpg")
+    pack(photos, tmp_path / "photos.tar")
+    for kind, path, message in (
+        ("images", tmp_path / "absent", "matches nothing; check the path"),
+        ("images", empty, "matches nothing"),
+        ("images", f"{photos}/*.gif", "matches nothing"),
+        ("places365", tmp_path / "absent.tar", "cannot be read: No such file"),
+        ("places365", tmp_path / "broken.tar", "is not a complete, uncompressed tar archive"),
+        ("places365", photos, "holds 1 files but none is a picture of 'places365'"),
+        ("imagenet", tmp_path / "photos.tar", "holds 1 files but none is a picture of 'imagenet'"),
+    ):
+        source = sources.parse_source(f"{kind}:{path}")
+        with pytest.raises(UserError, match=message) as caught:
+            sources.check_readable(source)
+        assert str(source) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_files_that_vanish_or_shrink_are_an_error_to_the_reader(tmp_path):
+    root = tree(tmp_path / "photos", "a.jpg", "b.jpg")
+    first, second = refs("images", root)
+    os.remove(first.path)
+    (root / "b.jpg").write_bytes(PICTURE[:10])
+    reader = RangeReader()
+    with pytest.raises(OSError, match="a.jpg"):
+        reader.read(first)
+    with pytest.raises(OSError, match=f"10 of {len(PICTURE)} bytes"):
+        reader.read(second)
+    reader.close()
+
+
+def test_a_broken_link_is_listed_so_that_it_is_accounted_for(tmp_path):
+    root = tree(tmp_path / "photos", "a.jpg")
+    (root / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    assert [ref.key for ref in refs("images", root)] == ["images/photos/a.jpg", "images/photos/gone.jpg"]
