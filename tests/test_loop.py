@@ -1,3 +1,4 @@
+import copy
 import os
 import shutil
 
@@ -108,8 +109,8 @@ def test_overfits_a_handful_of_pictures_in_color(config, pictures, tmp_path):
     """The loss falls by 5x and the colors of the training pictures are there, not their mean brown."""
     (tmp_path / "photos").mkdir()
     for name in ("astronaut", "chelsea", "coffee", "retina"):
-        for copy in range(24):  # so that an epoch has some steps
-            shutil.copy(pictures / f"held_out/{name}.png", tmp_path / f"photos/{name}-{copy}.png")
+        for number in range(24):  # so that an epoch has some steps
+            shutil.copy(pictures / f"held_out/{name}.png", tmp_path / f"photos/{name}-{number}.png")
     argv = [
         "preprocess", "--config=configs/demo.py", f"--source=images:{tmp_path}/photos", f"--output={tmp_path}/data",
         "--config.dataset.validation_fraction=0", "--config.dataset.layout=compact",
@@ -132,48 +133,35 @@ def chroma(ab):
     return float(np.linalg.norm(color.denormalize_ab(np.asarray(ab)), axis=-1).mean())
 
 
-class TestTensorBoard:
-    @pytest.fixture
-    def run(self, config, compact_dataset, tmp_path):
-        train(config, compact_dataset, tmp_path)
-        return tmp_path
+def test_tensorboard_tags_steps_and_values(config, compact_dataset, tmp_path):
+    train(config, compact_dataset, tmp_path)
+    assert {tag for _, tag, _ in events(tmp_path)} == {
+        "loss", "learning_rate", "images_per_second", "validation_loss", "panel", "config",
+    }  # fmt: skip
+    steps = reader.steps_per_epoch(compact_dataset, config.batch_size)
+    assert list(scalars(tmp_path, "loss")) == list(range(1, 2 * steps + 1))
+    rates = scalars(tmp_path, "learning_rate")
+    assert [rates[step] for step in (1, steps, steps + 1, 2 * steps)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
+    assert list(scalars(tmp_path, "validation_loss")) == [steps, 2 * steps]
+    assert min(scalars(tmp_path, "images_per_second").values()) > 0
+    (text,) = (tf.make_ndarray(value.tensor).item().decode() for _, tag, value in events(tmp_path) if tag == "config")
+    assert '"width_multiplier": 0.0625' in text
 
-    def test_exact_set_of_tags(self, run):
-        assert {tag for _, tag, _ in events(run)} == {
-            "loss", "learning_rate", "images_per_second", "validation_loss", "panel", "config",
-        }  # fmt: skip
 
-    def test_steps_and_values(self, run, config, compact_dataset):
-        steps = reader.steps_per_epoch(compact_dataset, config.batch_size)
-        assert list(scalars(run, "loss")) == list(range(1, 2 * steps + 1))
-        rates = scalars(run, "learning_rate")
-        assert [rates[step] for step in (1, steps, steps + 1, 2 * steps)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
-        assert list(scalars(run, "validation_loss")) == [steps, 2 * steps]
-        assert min(scalars(run, "images_per_second").values()) > 0
-
-    def test_panel_shows_gray_predicted_and_truth(self, run, compact_dataset):
-        panels = [tf.make_ndarray(value.tensor) for _, tag, value in events(run) if tag == "panel"]
-        assert len(panels) == 2
-        for panel in panels:
-            width, height, *pictures = panel
-            assert (int(width), int(height), len(pictures)) == (3 * 224, 224, 2)
-        shown = tf.io.decode_png(panels[0][2]).numpy()
-        gray, predicted, truth = (shown[:, start : start + 224].astype(int) for start in (0, 224, 448))
-        assert np.ptp(gray, axis=-1).max() <= 2
-        assert np.ptp(truth, axis=-1).max() > 20
-        first = next(iter(reader.examples(compact_dataset, "validation")))
-        lab = np.concatenate([color.denormalize_l(first["l_224"]), color.denormalize_ab(first["ab_224"])], axis=-1)
-        assert np.abs(truth - color.lab_to_rgb(lab)).max() <= 1
-        assert predicted.shape == truth.shape
-
-    def test_panel_is_the_same_pictures_each_epoch(self, run):
-        first, second = (tf.make_ndarray(value.tensor) for _, tag, value in events(run) if tag == "panel")
-        for before, after in zip(first[2:], second[2:], strict=True):
-            np.testing.assert_array_equal(tf.io.decode_png(before)[:, 448:], tf.io.decode_png(after)[:, 448:])
-
-    def test_config_is_text(self, run):
-        (text,) = (tf.make_ndarray(value.tensor).item().decode() for _, tag, value in events(run) if tag == "config")
-        assert '"width_multiplier": 0.0625' in text
+def test_panel_shows_the_same_pictures_each_epoch_gray_predicted_and_true(config, compact_dataset, tmp_path):
+    train(config, compact_dataset, tmp_path)
+    first_epoch, second_epoch = (tf.make_ndarray(value.tensor) for _, tag, value in events(tmp_path) if tag == "panel")
+    for width, height, *pictures in (first_epoch, second_epoch):
+        assert (int(width), int(height), len(pictures)) == (3 * 224, 224, 2)
+    before, after = (tf.io.decode_png(panel[2]).numpy().astype(int) for panel in (first_epoch, second_epoch))
+    gray, predicted, truth = (before[:, start : start + 224] for start in (0, 224, 448))
+    assert np.ptp(gray, axis=-1).max() <= 2
+    first = next(iter(reader.examples(compact_dataset, "validation")))
+    lab = np.concatenate([color.denormalize_l(first["l_224"]), color.denormalize_ab(first["ab_224"])], axis=-1)
+    assert np.abs(truth - color.lab_to_rgb(lab)).max() <= 1
+    assert (after[:, 448:] == truth).all()
+    assert (after[:, :224] == gray).all()
+    assert (after[:, 224:448] != predicted).any()
 
 
 def test_without_a_validation_split_training_goes_on(config, make_dataset, tmp_path):
@@ -199,50 +187,46 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, compact_dataset, tmp_pa
 
 
 def test_a_shard_damaged_inside_is_named(config, compact_dataset, tmp_path):
-    copy = shutil.copytree(compact_dataset.directory, tmp_path / "copy")
-    path = copy / "train-00002-of-00007.tfrecord"
+    damaged = shutil.copytree(compact_dataset.directory, tmp_path / "damaged")
+    path = damaged / "train-00002-of-00007.tfrecord"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(UserError, match="train-00002-of-00007.tfrecord is damaged: checksum"):
-        train(config, reader.open_dataset(str(copy)), tmp_path / "run")
+        train(config, reader.open_dataset(str(damaged)), tmp_path / "run")
 
 
-class TestWorkdirOfAnotherRun:
-    @pytest.fixture
-    def run(self, config, compact_dataset, tmp_path):
-        config.epochs_per_learning_rate = (1, 1)
-        train(config, compact_dataset, tmp_path)
-        return tmp_path
+def test_workdir_of_another_run_is_refused(config, compact_dataset, make_dataset, tmp_path):
+    train(config, compact_dataset, tmp_path / "run")
+    for field, value, message in (
+        ("model.width_multiplier", 0.125, "holds a run whose model is .*0.0625.*, not .*0.125"),
+        ("seed", 3, "holds a run whose seed is 2017, not 3"),
+        ("batch_size", 8, "holds a run whose batch_size is 4, not 8"),
+    ):
+        other = copy.deepcopy(config)
+        other.update_from_flattened_dict({field: value})
+        with pytest.raises(UserError, match=message) as caught:
+            train(other, compact_dataset, tmp_path / "run")
+        assert "\n" not in str(caught.value)
+    folder = make_dataset(tmp_path / "other", "--config.seed=5", "--config.dataset.layout=compact")
+    with pytest.raises(UserError, match="holds a run on another dataset"):
+        train(config, reader.open_dataset(str(folder)), tmp_path / "run")
+    config.epochs_per_learning_rate = (1, 2)  # a run that is to last longer is still the same
+    assert len(train(config, compact_dataset, tmp_path / "run").validation_losses) == 1
 
-    @pytest.mark.parametrize(
-        ("field", "value", "message"),
-        [
-            ("model.width_multiplier", 0.125, "holds a run whose model is .*0.0625.*, not .*0.125"),
-            ("seed", 3, "holds a run whose seed is 2017, not 3"),
-            ("batch_size", 8, "holds a run whose batch_size is 4, not 8"),
-        ],
-    )
-    def test_is_refused(self, run, config, compact_dataset, field, value, message):
-        config.update_from_flattened_dict({field: value})
-        with pytest.raises(UserError, match=message):
-            train(config, compact_dataset, run)
 
-    def test_on_other_data_is_refused(self, run, config, make_dataset, tmp_path):
-        folder = make_dataset(tmp_path / "other", "--config.seed=5", "--config.dataset.layout=compact")
-        with pytest.raises(UserError, match="holds a run on another dataset"):
-            train(config, reader.open_dataset(str(folder)), run)
-
-    def test_that_is_to_last_longer_goes_on(self, run, config, compact_dataset):
-        config.epochs_per_learning_rate = (1, 2)
-        assert len(train(config, compact_dataset, run).validation_losses) == 1
-
-    def test_whose_checkpoint_is_damaged_is_refused(self, run, config, compact_dataset):
-        newest = Checkpoints(str(run)).steps()[-1]
-        (data,) = (run / "checkpoints" / f"step-{newest:08d}").glob("*.data-*")
-        data.write_bytes(data.read_bytes()[:1000])
-        with pytest.raises(UserError, match=f"checkpoint .*step-{newest:08d} is damaged or of another model"):
-            train(config, compact_dataset, run)
+def test_damaged_checkpoint_is_refused(config, compact_dataset, tmp_path):
+    train(config, compact_dataset, tmp_path)
+    newest = Checkpoints(str(tmp_path)).steps()[-1]
+    (data,) = (tmp_path / "checkpoints" / f"step-{newest:08d}").glob("*.data-*")
+    content = data.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 3] ^= 1
+    for damaged in (content[:1000], flipped):
+        data.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"checkpoint .*step-{newest:08d} is damaged or of another model") as caught:
+            train(config, compact_dataset, tmp_path)
+        assert "\n" not in str(caught.value)
 
 
 def test_only_the_newest_checkpoints_are_kept(config, compact_dataset, tmp_path):

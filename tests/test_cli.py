@@ -1,0 +1,105 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from configs import demo, koalarization
+from pipeline import cli
+from pipeline.errors import UsageError, UserError
+
+
+def parsed(*argv):
+    argv = ["program", *argv]
+    values = flags.FlagValues()
+    cli.define_config(values, argv)
+    rest = cli.parse(values, argv, "Help.")
+    return values, rest
+
+
+def test_any_field_can_be_overridden():
+    values, rest = parsed(
+        "--config=configs/koalarization.py",
+        "--config.seed=7",
+        "--config.dataset.layout=compact",
+        "--config.learning_rates=(0.1,0.2,0.3)",
+        "--config.model.feature_weights=/x/y.h5",
+        "--noconfig.horizontal_flip",
+        "picture.png",
+    )
+    config = values.config
+    assert (config.seed, config.dataset.layout, config.horizontal_flip) == (7, "compact", False)
+    assert config.learning_rates == (0.1, 0.2, 0.3)
+    assert config.model.feature_weights == "/x/y.h5"
+    assert rest == ["picture.png"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--config is missing"),
+        (["--config=absent.py"], "--config=absent.py cannot be read"),
+        (["--config=configs/demo.py", "--config.sede=1"], "no configuration field 'sede': did you mean 'seed'?"),
+        (["--config=configs/demo.py", "--config.model.depth=1"], "no configuration field 'depth'"),
+        (["--config=configs/demo.py", "--config.batch_size=many"], "--config.batch_size=many: invalid literal for int"),
+        (["--config=configs/demo.py", "--config.seed=4294967296"], "seed is 4294967296; choose a whole number"),
+        (["--config.seed=1", "--config=configs/demo.py"], "--config.seed=1 in argv before"),
+        (["--config=configs/demo.py", "--verbose"], "Unknown command line flag 'verbose'"),
+    ],
+)
+def test_mistakes_are_one_line(argv, message):
+    with pytest.raises(UsageError, match=message.replace("?", r"\?")) as caught:
+        parsed(*argv)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source", ["def get_config(:", "def get_config(): return 1 / 0", "x = y", "import nowhere_at_all"]
+)
+def test_a_configuration_file_that_fails_is_one_line(tmp_path, source):
+    (tmp_path / "config.py").write_text(source)
+    with pytest.raises(UsageError) as caught:
+        parsed(f"--config={tmp_path}/config.py")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value)
+
+
+def test_outcomes_become_statuses(capsys):
+    def failing(error):
+        def main(argv):
+            raise error
+
+        return main
+
+    assert cli.run(lambda argv: None, ["program"]) == 0
+    assert cli.run(failing(UserError("the thing")), ["program"]) == 1
+    assert cli.run(failing(UsageError("the flag")), ["program"]) == 2
+    assert cli.run(failing(KeyboardInterrupt()), ["program"]) == 130
+    assert capsys.readouterr().err == (
+        "error: the thing\nerror: the flag (--help shows the options)\nerror: interrupted\n"
+    )
+    with pytest.raises(ZeroDivisionError):  # a bug keeps its stack trace
+        cli.run(failing(ZeroDivisionError()), ["program"])
+
+
+def test_demo_is_a_variant_of_the_recipe():
+    recipe, small = (json.loads(module.get_config().to_json_best_effort()) for module in (koalarization, demo))
+    assert recipe.keys() == small.keys()
+    for section in ("dataset", "model"):
+        assert recipe[section].keys() == small[section].keys()
+
+
+def test_the_recipe_is_the_report_s():
+    config = koalarization.get_config()
+    assert (config.learning_rates, config.epochs_per_learning_rate) == ((1e-3, 1e-4), (10, 15))
+    assert (config.batch_size, config.dataset.resize_mode, config.dataset.layout) == (32, "stretch", "full")
+    assert (config.dataset.validation_fraction, config.model.feature_weights) == (0.1, "imagenet")
+
+
+@pytest.mark.parametrize("program", ["beam_jobs.preprocess", "trainer.train", "trainer.colorize"])
+def test_help_teaches_and_programs_are_quiet(program):
+    result = subprocess.run([sys.executable, "-m", program, "--help"], capture_output=True, text=True, check=True)
+    assert f"python -m {program} --" in result.stdout
+    assert "Options:" in result.stdout
+    assert result.stderr == ""

@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+
+from pipeline import cli, color, image, reader, tensors
+from tests.helpers import encoded, noise
+from tests.test_loop import train
+from trainer import colorize
+from trainer.checkpoints import Checkpoints
+from trainer.colorizer import Colorizer
+
+
+@pytest.fixture
+def run(config, compact_dataset, tmp_path):
+    config.epochs_per_learning_rate = (1,)
+    config.learning_rates = (1e-3,)
+    train(config, compact_dataset, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def call(run, output, *pictures):
+    return cli.run(colorize.main, ["colorize", f"--workdir={run}", f"--output={output}", *map(str, pictures)])
+
+
+def test_any_size_gray_or_color(run, tmp_path):
+    """The result has the picture's size and lightness, and color of its own."""
+    sizes = [(1, 1), (3, 700), (256, 256), (481, 333)]
+    names = []
+    for height, width in sizes:
+        names.append(tmp_path / f"{height}x{width}.jpg")
+        names[-1].write_bytes(encoded(noise(height, width), "JPEG"))
+    gray = tmp_path / "gray.png"
+    gray.write_bytes(encoded(np.full((40, 50), 119, np.uint8)))
+    assert call(run, tmp_path / "out", *names, gray) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        [*(f"{name.stem}.png" for name in names), "gray.png"]
+    )
+    for name, (height, width) in zip(names, sizes, strict=True):
+        assert image.decode((tmp_path / f"out/{name.stem}.png").read_bytes()).shape == (height, width, 3)
+    result = image.decode((tmp_path / "out/gray.png").read_bytes())
+    assert result.shape == (40, 50, 3)
+    assert np.abs(color.rgb_to_l(result) - 50).max() < 1  # 119 is L = 50
+    assert np.ptp(result.astype(int), axis=-1).max() > 0  # not gray any more
+
+
+def test_lightness_is_the_pictures_own(run):
+    truth = np.repeat(noise(64, 48)[..., :1] // 4 + 90, 3, axis=-1)  # middle grays: few colors fall out of sRGB
+    (result,) = Colorizer.load(str(run)).colorize([truth])
+    assert np.abs(color.rgb_to_l(result) - color.rgb_to_l(truth)).mean() < 0.5
+
+
+def test_batches_and_single_pictures_agree(run):
+    colorizer = Colorizer.load(str(run))
+    pictures = [noise(30, 40, 1), noise(50, 20, 2), noise(224, 224, 3)]
+    together = colorizer.colorize(pictures)
+    for picture, result in zip(pictures, together, strict=True):
+        (alone,) = colorizer.colorize([picture])
+        assert np.abs(alone.astype(int) - result).max() <= 1
+
+
+def test_colors_are_those_that_training_saw_predicted(run, config, compact_dataset, pictures):
+    """The colorizer gives the ab of a picture of the network's own size just as the model does."""
+    picture = image.fit(image.decode((pictures / "held_out/coffee.png").read_bytes()), 224, image.ResizeMode.STRETCH)
+    colorizer = Colorizer.load(str(run))
+    (result,) = colorizer.colorize([picture])
+    state = train(config, compact_dataset, run)
+    batch = {name: values[None] for name, values in tensors.from_image(picture, image.ResizeMode.STRETCH).items()}
+    ab = np.asarray(state.model.ab(state.model.outputs(batch, training=False)))[0]
+    lab = np.concatenate([color.rgb_to_l(picture)[..., None], color.denormalize_ab(ab)], axis=-1)
+    assert np.abs(result.astype(int) - color.lab_to_rgb(lab)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["pad", "crop"])
+def test_padding_is_cut_away_and_what_cropping_left_out_gets_color(config, toy_model, make_dataset, tmp_path, mode):
+    """A model that sees L alone must color a wide picture evenly to its edges."""
+    folder = make_dataset(tmp_path / "data", "--config.dataset.layout=compact", f"--config.dataset.resize_mode={mode}")
+    config.model.name = "toy"
+    train(config, reader.open_dataset(str(folder)), tmp_path / "run")
+    wide = np.full((60, 200, 3), 60, np.uint8)
+    (result,) = Colorizer.load(str(tmp_path / "run")).colorize([wide])
+    assert result.shape == wide.shape
+    assert np.ptp(result.reshape(-1, 3), axis=0).max() <= 1  # one color everywhere: no white border showed
+
+
+def test_bad_pictures_are_named_and_the_rest_is_done(run, tmp_path, capsys):
+    good, text = tmp_path / "good.png", tmp_path / "text.jpg"
+    good.write_bytes(encoded(noise(20, 20)))
+    text.write_text("no picture")
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(good.read_bytes()[:500])
+    assert call(run, tmp_path / "out", text, good, cut, tmp_path / "absent.png") == 1
+    message = capsys.readouterr().err
+    assert "3 of 4 pictures could not be colorized" in message
+    assert f"{text} (not_an_image" in message
+    assert f"{cut} (truncated" in message
+    assert "absent.png (No such file or directory)" in message
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+
+
+class TestMistakes:
+    def error(self, capsys, status, *argv):
+        assert cli.run(colorize.main, ["colorize", *map(str, argv)]) == status
+        captured = capsys.readouterr().err
+        assert "Traceback" not in captured
+        (line,) = [line for line in captured.splitlines() if line.startswith("error: ")]
+        return line
+
+    def test_missing_arguments(self, capsys, tmp_path):
+        assert "--workdir is missing" in self.error(capsys, 2, "a.png")
+        assert "--output is missing" in self.error(capsys, 2, "--workdir=x", "a.png")
+        assert "no picture is named" in self.error(capsys, 2, "--workdir=x", "--output=y")
+        assert "Unknown command line flag 'wokdir'" in self.error(capsys, 2, "--wokdir=x", "--output=y", "a.png")
+
+    def test_no_run(self, capsys, tmp_path):
+        argv = (f"--workdir={tmp_path}", f"--output={tmp_path}/out", "a.png")
+        assert "holds no run: config.json cannot be read" in self.error(capsys, 1, *argv)
+
+    def test_no_checkpoint_yet(self, capsys, run, tmp_path):
+        for step in Checkpoints(str(run)).steps():
+            (run / "checkpoints" / f"step-{step:08d}").rename(tmp_path / f"{step}")
+        argv = (f"--workdir={run}", f"--output={tmp_path}/out", "a.png")
+        assert "holds no checkpoint yet" in self.error(capsys, 1, *argv)
+
+    def test_two_pictures_of_one_name(self, capsys, tmp_path):
+        argv = ("--workdir=x", f"--output={tmp_path}", "a/one.png", "b/one.jpg")
+        assert "a/one.png and b/one.jpg would both be written to" in self.error(capsys, 1, *argv)
+
+    def test_a_picture_that_its_result_would_overwrite(self, capsys, tmp_path):
+        argv = ("--workdir=x", f"--output={tmp_path}", f"{tmp_path}/one.png")
+        assert "would be overwritten by its own result" in self.error(capsys, 1, *argv)
+
+    def test_output_that_cannot_be_made(self, capsys, run, tmp_path):
+        (tmp_path / "file").write_text("")
+        argv = (f"--workdir={run}", f"--output={tmp_path}/file/out", "a.png")
+        assert "cannot be created" in self.error(capsys, 1, *argv)
