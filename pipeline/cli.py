@@ -4,10 +4,11 @@ Each command keeps its flags in an `absl.flags.FlagValues` of its own, so that `
 times in one process, and nothing below it can read a flag.
 """
 
+import contextlib
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -33,11 +34,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         0 on success, 1 for a `UserError`, 2 for a command line that cannot be understood, 130 when interrupted. Other
         exceptions are bugs and pass through with their stack trace.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    for package in _PACKAGES:
-        logging.getLogger(package).setLevel(logging.INFO)
     try:
-        main(argv)
+        with _logging():
+            main(argv)
     except HelpRequested as help_text:
         print(help_text)
     except UsageError as error:
@@ -50,6 +49,22 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         print("error: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+@contextlib.contextmanager
+def _logging() -> Iterator[None]:
+    """Shows what our packages say, and the warnings of others, as plain lines while the block runs."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    root.handlers = [logging.StreamHandler(sys.stderr)]
+    root.setLevel(logging.WARNING)
+    for package in _PACKAGES:
+        logging.getLogger(package).setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.handlers = handlers
+        root.setLevel(level)
 
 
 def define_config(values: flags.FlagValues, argv: Sequence[str]) -> None:
@@ -128,7 +143,7 @@ def _help(flag: flags.Flag) -> str:
 
 
 def _unknown_field(error: Exception) -> str:
-    """ml_collections says `'sed'` or, where a name is near, `'sed'\\nDid you mean "seed" instead of "sed"?`."""
+    r"""ml_collections says `'sed'` or, where a name is near, `'sed'\nDid you mean "seed" instead of "sed"?`."""
     field, *advice = re.findall(r"\w[\w ]*", str(error.args[0]).replace("\\n", "\n"))
     return f"no configuration field '{field}'" + (f": did you mean '{advice[1]}'?" if advice else "")
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from pipeline import cli, color, image, reader, tensors
 from tests.helpers import encoded, noise
@@ -63,7 +64,8 @@ def test_colors_are_those_that_training_saw_predicted(run, config, compact_datas
     colorizer = Colorizer.load(str(run))
     (result,) = colorizer.colorize([picture])
     state = train(config, compact_dataset, run)
-    batch = {name: values[None] for name, values in tensors.from_image(picture, image.ResizeMode.STRETCH).items()}
+    inputs = tensors.from_image(picture, image.ResizeMode.STRETCH)
+    batch = {name: tf.constant(values[None]) for name, values in inputs.items()}
     ab = np.asarray(state.model.ab(state.model.outputs(batch, training=False)))[0]
     lab = np.concatenate([color.rgb_to_l(picture)[..., None], color.denormalize_ab(ab)], axis=-1)
     assert np.abs(result.astype(int) - color.lab_to_rgb(lab)).max() <= 1

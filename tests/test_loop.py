@@ -66,9 +66,10 @@ def test_two_replicas_equal_one_to_the_last_digits_in_float64(
 def test_validation_loss_is_the_mean_over_examples(config, compact_dataset, two_replicas, tmp_path):
     config.epochs_per_learning_rate = (1, 1)
     state = train(config, compact_dataset, tmp_path, two_replicas)
-    losses = []
-    for example in reader.examples(compact_dataset, "validation").batch(1):
-        losses.append(float(state.model.loss(state.model.outputs(example, training=False), example)[0]))
+    losses = [
+        float(state.model.loss(state.model.outputs(example, training=False), example)[0])
+        for example in reader.examples(compact_dataset, "validation").batch(1)
+    ]
     assert len(losses) == compact_dataset.manifest.splits["validation"].examples
     assert state.validation_losses[-1] == pytest.approx(np.mean(losses), rel=1e-5)
 

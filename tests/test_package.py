@@ -21,7 +21,9 @@ def test_wheel_holds_every_package_and_imports_without_the_checkout(tmp_path):
     ):
         assert name in names
     assert not any(name.startswith(("tests/", "tools/")) for name in names)
-    program = "import sys; sys.modules['tensorflow'] = None; import beam_jobs.preprocess, pipeline.image; print(pipeline.__file__)"
+    program = (
+        "import sys; sys.modules['tensorflow'] = None; import beam_jobs.preprocess, pipeline; print(pipeline.__file__)"
+    )
     result = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def error_of(capsys):
 
 
 def test_manifest_describes_what_is_there(dataset):
-    fields = json.loads(open(os.path.join(dataset.directory, manifest.FILE_NAME)).read())
+    fields = json.loads(Path(dataset.directory, manifest.FILE_NAME).read_text())
     assert fields["splits"]["train"]["examples"] + fields["splits"]["validation"]["examples"] == 96
     by_source = [dataset.manifest.splits[split].examples_by_source for split in SPLITS]
     assert sum(counts["places365"] for counts in by_source) == 48
@@ -114,10 +115,7 @@ def test_same_bytes_with_any_number_of_workers(compact_dataset, make_dataset, tm
         f"--direct_num_workers={workers}",
         f"--direct_running_mode={mode}",
     )
-    first = {
-        name: open(os.path.join(compact_dataset.directory, name), "rb").read()
-        for name in os.listdir(compact_dataset.directory)
-    }
+    first = content(Path(compact_dataset.directory))
     assert content(tmp_path / "again") == first
 
 
@@ -126,8 +124,7 @@ def test_same_bytes_whatever_the_order_of_the_sources(compact_dataset, pictures,
     options = ("--config.dataset.layout=compact", "--config.dataset.train_shards=7")
     sources = (f"--source=imagenet:{archives}/ILSVRC2012_img_train.tar", f"--source=places365:{archives}/val_256.tar")
     assert run(*sources, f"--output={tmp_path}/out", *options) == 0
-    for name, data in content(tmp_path / "out").items():
-        assert open(os.path.join(compact_dataset.directory, name), "rb").read() == data
+    assert content(tmp_path / "out") == content(Path(compact_dataset.directory))
 
 
 def test_bad_pictures_are_counted_named_and_skipped(tmp_path, capsys):

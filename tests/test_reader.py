@@ -75,8 +75,8 @@ def test_order_depends_on_seed_and_epoch_alone(compact_dataset):
 
 
 def test_a_flip_mirrors_all_tensors_of_an_example_and_half_of_the_examples(compact_dataset):
-    plain = [batch for batch in train(compact_dataset, epochs=3).as_numpy_iterator()]
-    flipped = [batch for batch in train(compact_dataset, epochs=3, flip=True).as_numpy_iterator()]
+    plain = list(train(compact_dataset, epochs=3).as_numpy_iterator())
+    flipped = list(train(compact_dataset, epochs=3, flip=True).as_numpy_iterator())
     mirrored = []
     for before, after in zip(plain, flipped, strict=True):
         for row in range(4):

@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from beam_jobs import preprocess
+from pipeline import cli
 from tests.helpers import scalars
 
 OVERRIDES = (
@@ -14,20 +16,27 @@ OVERRIDES = (
     "--config.model.width_multiplier=0.0625",
     "--config.batch_size=2",
     "--config.learning_rates=(1e-3,)",
-    "--config.epochs_per_learning_rate=(1,)",
     "--config.panel_pictures=1",
 )
 
 
-def train(*argv):
-    return subprocess.run(
-        [sys.executable, "-m", "trainer.train", *OVERRIDES, *map(str, argv)], capture_output=True, text=True
-    )
+def command(*argv, epochs=1):
+    schedule = f"--config.epochs_per_learning_rate=({epochs},)"
+    return [sys.executable, "-m", "trainer.train", *OVERRIDES, schedule, *map(str, argv)]
+
+
+def train(*argv, **options):
+    return subprocess.run(command(*argv, **options), capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
-def small_data(make_dataset, tmp_path_factory):
-    return make_dataset(tmp_path_factory.mktemp("small"), "--config.dataset.validation_fraction=0.95")
+def small_data(pictures, tmp_path_factory):
+    """The eight held-out pictures: each takes the real extractor a sixth of a second."""
+    folder = tmp_path_factory.mktemp("small")
+    source = f"--source=images:{pictures}/held_out"
+    argv = ["preprocess", "--config=configs/demo.py", source, f"--output={folder}"]
+    assert cli.run(preprocess.main, [*argv, "--config.dataset.validation_fraction=0.3"]) == 0
+    return folder
 
 
 def test_two_virtual_replicas_with_the_real_extractor(small_data, tmp_path):
@@ -75,14 +84,13 @@ def test_options_are_required():
 
 def test_a_killed_run_goes_on(small_data, tmp_path):
     """Killed with its first checkpoint just written, and started again by the same command."""
-    argv = (f"--data={small_data}", f"--workdir={tmp_path}/run", "--config.epochs_per_learning_rate=(2,)")
-    command = [sys.executable, "-m", "trainer.train", *OVERRIDES, *argv]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+    argv = (f"--data={small_data}", f"--workdir={tmp_path}/run")
+    with subprocess.Popen(command(*argv, epochs=3), stderr=subprocess.DEVNULL) as process:
         while not list(tmp_path.glob("run/checkpoints/step-*")):
             assert process.poll() is None
             time.sleep(0.05)
         process.kill()
-    result = train(*argv)
+    result = train(*argv, epochs=3)
     assert result.returncode == 0
     assert "goes on from step" in result.stderr
-    assert len(list(tmp_path.glob("run/checkpoints/*"))) == 2  # no leavings of the killed one
+    assert len(list(tmp_path.glob("run/checkpoints/*"))) == 3  # no leavings of the killed one
