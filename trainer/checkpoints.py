@@ -10,6 +10,7 @@ from pipeline.errors import UserError
 
 _FOLDER = "checkpoints"
 _NAME = re.compile(r"^step-(\d{8})/?$")
+_WRITING = "writing-"
 _PREFIX = "state"
 
 
@@ -26,7 +27,9 @@ class Checkpoints:
 
     def save(self, step: int, network: keras.Model, optimizer: keras.Optimizer, keep: int) -> None:
         """Writes a checkpoint and deletes all but the `keep` newest."""
-        temporary = tf.io.gfile.join(self._folder, f"writing-{uuid.uuid4().hex}")
+        for abandoned in tf.io.gfile.glob(tf.io.gfile.join(self._folder, f"{_WRITING}*")):
+            tf.io.gfile.rmtree(abandoned)  # by a process that was killed: a run is written by one
+        temporary = tf.io.gfile.join(self._folder, f"{_WRITING}{uuid.uuid4().hex}")
         tf.io.gfile.makedirs(temporary)
         tf.train.Checkpoint(network=network, optimizer=optimizer).write(tf.io.gfile.join(temporary, _PREFIX))
         tf.io.gfile.rename(temporary, self._path(step))

@@ -1,0 +1,77 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.errors import UserError
+from trainer.checkpoints import Checkpoints
+
+
+def state(units=3):
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(units, kernel_initializer="ones")])
+    optimizer = keras.optimizers.Adam(0.1)
+    optimizer.build(network.trainable_variables)
+    return network, optimizer
+
+
+def step(network, optimizer):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(network(tf.constant([[1.0, 2.0]])))
+    optimizer.apply(tape.gradient(loss, network.trainable_variables), network.trainable_variables)
+
+
+def test_network_and_optimizer_come_back(tmp_path):
+    network, optimizer = state()
+    step(network, optimizer)
+    Checkpoints(str(tmp_path)).save(1, network, optimizer, keep=3)
+    other_network, other_optimizer = state()
+    Checkpoints(str(tmp_path)).restore(1, other_network, other_optimizer)
+    for _ in range(3):
+        step(network, optimizer)
+        step(other_network, other_optimizer)
+    for expected, found in zip(network.get_weights(), other_network.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert int(other_optimizer.iterations.numpy()) == 4
+
+
+def test_network_alone_comes_back(tmp_path):
+    network, optimizer = state()
+    step(network, optimizer)
+    Checkpoints(str(tmp_path)).save(1, network, optimizer, keep=3)
+    other, _ = state()
+    Checkpoints(str(tmp_path)).restore(1, other)
+    np.testing.assert_array_equal(other.get_weights()[0], network.get_weights()[0])
+
+
+def test_newest_are_kept_and_leavings_of_the_killed_removed(tmp_path):
+    network, optimizer = state()
+    (tmp_path / "checkpoints/writing-abc").mkdir(parents=True)
+    (tmp_path / "checkpoints/writing-abc/state.index").write_text("")
+    checkpoints = Checkpoints(str(tmp_path))
+    assert checkpoints.steps() == []
+    for number in (5, 10, 15):
+        checkpoints.save(number, network, optimizer, keep=2)
+    assert checkpoints.steps() == [10, 15]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000010", "step-00000015"]
+
+
+def test_what_fails_while_it_is_written_is_no_checkpoint(tmp_path, monkeypatch):
+    network, optimizer = state()
+
+    def fail(*args, **kwargs):
+        raise tf.errors.ResourceExhaustedError(None, None, "disk full")
+
+    monkeypatch.setattr(tf.io.gfile, "rename", fail)
+    checkpoints = Checkpoints(str(tmp_path))
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        checkpoints.save(1, network, optimizer, keep=2)
+    assert checkpoints.steps() == []
+
+
+def test_another_network_is_refused(tmp_path):
+    network, optimizer = state()
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(1, network, optimizer, keep=2)
+    with pytest.raises(UserError, match="step-00000001 is damaged or of another model") as caught:
+        checkpoints.restore(1, state(units=4)[0])
+    assert "\n" not in str(caught.value)
