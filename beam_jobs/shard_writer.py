@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 from collections import Counter
 from collections.abc import Iterable
 
@@ -64,7 +63,7 @@ class WriteShard(beam.DoFn):
         rejects: list[Reject] = []
         with contextlib.closing(RangeReader()) as reader, storage.create(FileSystems.join(self._output, name)) as file:
             writer = tfrecord.Writer(file)
-            for previous, ref in itertools.pairwise([None, *refs]):
+            for previous, ref in zip([None, *refs], refs, strict=False):
                 try:
                     _check_new(ref, previous)
                     writer.write(self._record(reader, ref))
