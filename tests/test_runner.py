@@ -1,0 +1,96 @@
+import fcntl
+import logging
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+
+from beam_jobs import runner
+from pipeline.errors import UsageError, UserError
+from tests.helpers import encoded, noise
+
+
+def fail(_):
+    raise UserError("the thing; do this")
+
+
+def crash(_):
+    raise ZeroDivisionError("a bug")
+
+
+def run(function):
+    def build(pipeline):
+        pipeline | beam.Create([1]) | beam.Map(function)
+
+    runner.run(build, runner.parse_options([]), progress=lambda: 0, total=1)
+
+
+def test_default_is_the_embedded_runner_on_all_cores():
+    options = runner.parse_options([])
+    assert options.view_as(StandardOptions).runner == "FnApiRunner"
+    assert options.view_as(DirectOptions).direct_num_workers == 0  # all
+    assert options.view_as(DirectOptions).direct_running_mode == "multi_threading"
+
+
+def test_beam_s_options_are_taken_as_they_are():
+    options = runner.parse_options(["--direct_num_workers=3", "--temp_location", "gs://bucket/temp"])
+    assert options.view_as(DirectOptions).direct_num_workers == 3
+    assert runner.parse_options(["--runner=FlinkRunner", "--parallelism=4"]).view_as(StandardOptions).runner == (
+        "FlinkRunner"
+    )
+
+
+@pytest.mark.parametrize("argv", [["--ouput=x"], ["stray"], ["--direct_num_workers=two"]])
+def test_unknown_options_are_refused(argv, capsys):
+    with pytest.raises(UsageError) as caught:
+        runner.parse_options(argv)
+    assert argv[0].split("=")[0] in str(caught.value)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_user_s_mistake_in_a_worker_is_one_line_without_traces(capsys, caplog):
+    with pytest.raises(UserError, match="^the thing; do this$"):
+        run(fail)
+    assert capsys.readouterr().err == ""
+    assert "Traceback" not in caplog.text
+
+
+def test_a_bug_in_a_worker_keeps_its_trace(capsys):
+    with pytest.raises(RuntimeError, match="ZeroDivisionError: a bug"):
+        run(crash)
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_log_handlers_and_stderr_are_as_they_were():
+    before = [list(handler.filters) for handler in logging.getLogger().handlers], sys.stderr
+    with pytest.raises(UserError):
+        run(fail)
+    assert ([list(handler.filters) for handler in logging.getLogger().handlers], sys.stderr) == before
+
+
+def test_progress_bar_on_a_terminal(tmp_path):
+    (tmp_path / "one.png").write_bytes(encoded(noise(9, 9)))
+    command = [
+        sys.executable, "-m", "beam_jobs.preprocess", "--config=configs/demo.py",
+        f"--source=images:{tmp_path}/one.png", "--config.dataset.validation_fraction=0", f"--output={tmp_path}/out",
+    ]  # fmt: skip
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    with subprocess.Popen(command, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                shown += os.read(ours, 4096)
+            except OSError:  # the other end is closed
+                break
+    assert process.returncode == 0
+    assert b"preprocess:   0%" in shown
+    assert b"6/6" in shown
+    assert b"1 train examples in 4 shards" in shown

@@ -1,0 +1,42 @@
+import pytest
+
+from beam_jobs import storage
+from pipeline.errors import UserError
+
+
+def test_a_file_has_its_name_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "file"
+    with storage.create(str(path)) as file:
+        file.write(b"half")
+        assert not path.exists()
+        file.write(b"whole")
+    assert path.read_bytes() == b"halfwhole"
+    assert [child.name for child in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_failure_leaves_nothing_and_keeps_what_was_there(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    with pytest.raises(KeyboardInterrupt), storage.create(str(path)) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"before"
+    assert [child.name for child in tmp_path.iterdir()] == ["file"]
+
+
+def test_directories(tmp_path):
+    storage.make_directory(str(tmp_path / "a/b"))
+    storage.make_directory(str(tmp_path / "a/b"))
+    assert (tmp_path / "a/b").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/x cannot be created"):
+        storage.make_directory(str(tmp_path / "file/x"))
+
+
+def test_count_and_absolute(tmp_path, monkeypatch):
+    for name in ("a.tfrecord", "b.tfrecord", "c.tfrecord.tmp"):
+        (tmp_path / name).write_text("")
+    assert storage.count(str(tmp_path), ".tfrecord") == 2
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("x") == str(tmp_path / "x")
+    assert storage.absolute("gs://bucket/x") == "gs://bucket/x"
