@@ -6,7 +6,7 @@
 Sources, of which there can be several:
   --source=places365:PATH   train_256_places365standard.tar, val_256.tar, their large forms, or the extracted tree
   --source=imagenet:PATH    ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, or the extracted tree
-  --source=images:PATH      a folder of pictures, or a pattern as 'photos/**/*.jpg' (quoted from the shell)
+  --source=images:PATH      a folder of pictures, or a pattern as 'photos/**.jpg' (quoted from the shell)
 
 Archives are read in place. A picture's split, shard and order depend on its name and --config.seed alone: the same
 input gives the same bytes on any number of workers and on any runner. Beam's own options follow as they are, as
@@ -65,17 +65,19 @@ def preprocess(
         UserError: an input that cannot be read, an output that holds a dataset already, or no picture to write.
     """
     manifest_path = FileSystems.join(output, manifest.FILE_NAME)
+    sources.check_disjoint(inputs)
     for source in inputs:
         sources.check_readable(source)
     storage.make_directory(output)
     if FileSystems.exists(manifest_path):
         raise UserError(f"--output={output} holds a dataset already; name another directory or delete it")
     start = time.monotonic()
+    names = {spec.partition.file_name(shard) for shard in spec.partition.shards()}
     runner.run(
         lambda pipeline: dataset.write_dataset(pipeline, inputs, output, spec),
         options,
-        progress=lambda: storage.count(output, ".tfrecord"),
-        total=len(spec.partition.shards()),
+        progress=lambda: storage.count(output, names),
+        total=len(names),
     )
     result = Manifest.from_json(storage.read_text(manifest_path), manifest_path)
     _report(result, output, time.monotonic() - start)

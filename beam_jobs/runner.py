@@ -17,6 +17,8 @@ from pipeline.errors import UsageError, UserError
 
 # Beam's own default starts by downloading a runner; this one is part of the Python package and uses every core.
 _EMBEDDED = ("--runner=FnApiRunner", "--direct_running_mode=multi_threading", "--direct_num_workers=0")
+# These ask a job server which options it has.
+_RUNNERS_WITH_OPTIONS_OF_THEIR_OWN = ("FlinkRunner", "PortableRunner", "PrismRunner", "SparkRunner")
 _POLL_SECONDS = 0.5
 # An error crosses from a worker to here as text, whatever the engine.
 _USER_ERROR = re.compile(rf"{UserError.__module__}\.{UserError.__name__}: (.*?)(?: \[while running .*)?$", re.MULTILINE)
@@ -36,7 +38,7 @@ def parse_options(argv: Sequence[str]) -> PipelineOptions:
         unknown.extend(parser.parse_known_args(list(argv))[1])
 
     options.get_all_options(add_extra_args_fn=inspect, retain_unknown_options=True)
-    if unknown and not any(argument.startswith("--runner") for argument in argv):  # other runners may add their own
+    if unknown and options.view_as(StandardOptions).runner not in _RUNNERS_WITH_OPTIONS_OF_THEIR_OWN:
         raise UsageError(f"unknown option {unknown[0]}")
     return options
 
@@ -96,28 +98,42 @@ def _progress_bar(progress: Callable[[], int], total: int) -> Iterator[None]:
                 thread.join()
 
 
-def _is_trace(text: str) -> bool:
-    """Whether a text is Beam's stack trace of an error that is reported as one line instead."""
-    return _USER_ERROR.search(text) is not None
+class _Noise:
+    """Tells Beam's stack traces of an error that is reported as one line from everything else.
+
+    With the first such error the other workers fail too, each in a way of its own.
+    """
+
+    def __init__(self) -> None:
+        self._failed = False
+
+    def is_trace(self, text: str) -> bool:
+        """Whether a printed or logged text is such a stack trace."""
+        self._failed = self._failed or _USER_ERROR.search(text) is not None
+        return self._failed and "Traceback (most recent call last)" in text
 
 
 class _NoTraces(logging.Filter):
     """Drops log records of such stack traces."""
 
+    def __init__(self, noise: _Noise):
+        super().__init__()
+        self._noise = noise
+
     def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        return not (isinstance(error, UserError) or _is_trace(f"{record.getMessage()}\n{error}"))
+        return not self._noise.is_trace(logging.Formatter().format(record))
 
 
 class _TracelessStream:
     """A text stream that drops such stack traces: Beam's worker prints them besides logging them."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: TextIO, noise: _Noise):
         self._stream = stream
+        self._noise = noise
         self._dropped = False
 
     def write(self, text: str) -> int:
-        end_of_dropped, self._dropped = self._dropped and text == "\n", _is_trace(text)
+        end_of_dropped, self._dropped = self._dropped and text == "\n", self._noise.is_trace(text)
         return len(text) if self._dropped or end_of_dropped else self._stream.write(text)
 
     def __getattr__(self, name: str) -> object:
@@ -127,11 +143,12 @@ class _TracelessStream:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps Beam's stack traces of a user's mistake from logs and terminal while the block runs."""
-    handlers, filter_ = list(logging.getLogger().handlers), _NoTraces()
+    noise = _Noise()
+    handlers, filter_ = list(logging.getLogger().handlers), _NoTraces(noise)
     for handler in handlers:
         handler.addFilter(filter_)
     try:
-        with contextlib.redirect_stderr(_TracelessStream(sys.stderr)):  # type: ignore[type-var]
+        with contextlib.redirect_stderr(_TracelessStream(sys.stderr, noise)):  # type: ignore[type-var]
             yield
     finally:
         for handler in handlers:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Iterable
 
@@ -12,8 +13,10 @@ from apache_beam.io.filesystems import FileSystems
 from beam_jobs import storage
 from beam_jobs.sources import ImageRef, RangeReader
 from pipeline import example, image, tensors, tfrecord
-from pipeline.image import Reason, RejectedImage, ResizeMode
+from pipeline.errors import one_line
+from pipeline.image import ResizeMode
 from pipeline.manifest import ShardInfo
+from pipeline.rejects import Reason, RejectedImage
 from pipeline.shards import Partition, Shard
 
 
@@ -63,14 +66,16 @@ class WriteShard(beam.DoFn):
         rejects: list[Reject] = []
         with contextlib.closing(RangeReader()) as reader, storage.create(FileSystems.join(self._output, name)) as file:
             writer = tfrecord.Writer(file)
-            for previous, ref in zip([None, *refs], refs, strict=False):
+            last: ImageRef | None = None
+            for ref in refs:
                 try:
-                    _check_new(ref, previous)
+                    _check_new(ref, last)
                     writer.write(self._record(reader, ref))
                 except RejectedImage as error:
-                    rejects.append(Reject(ref.key, ref.source, ref.path, error.reason.value, error.detail))
+                    rejects.append(Reject(ref.key, ref.source, os.fsdecode(ref.path), error.reason.value, error.detail))
                     beam.metrics.Metrics.counter("pictures", f"rejected_{error.reason.value}").inc()
                 else:
+                    last = ref
                     written[ref.source] += 1
                     beam.metrics.Metrics.counter("pictures", "written").inc()
         info = ShardInfo(name, writer.records, writer.bytes, f"{writer.crc32c:08x}")
@@ -80,12 +85,13 @@ class WriteShard(beam.DoFn):
         try:
             data = reader.read(ref)
         except OSError as error:
-            raise RejectedImage(Reason.UNREADABLE_BYTES, " ".join(str(error).split())) from error
+            raise RejectedImage(Reason.UNREADABLE_BYTES, one_line(error)) from error
         values = tensors.from_image(image.decode(data), self._resize_mode)
         return example.encode(example.Example(ref.key, ref.source, ref.label, values), self._layout)
 
 
-def _check_new(ref: ImageRef, previous: ImageRef | None) -> None:
-    """Pictures of one key stand next to each other; the first is taken."""
-    if previous is not None and ref.key == previous.key:
-        raise RejectedImage(Reason.DUPLICATE_KEY, f"the key is taken by {previous.path} at byte {previous.offset}")
+def _check_new(ref: ImageRef, last: ImageRef | None) -> None:
+    """Pictures of one key stand next to each other; the first that can be used is taken."""
+    if last is not None and ref.key == last.key:
+        detail = f"the key is taken by {os.fsdecode(last.path)} at byte {last.offset}"
+        raise RejectedImage(Reason.DUPLICATE_KEY, detail)

@@ -8,14 +8,13 @@ import itertools
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator
-from typing import BinaryIO, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO, NamedTuple, NoReturn
 
-from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from beam_jobs import tar
-from pipeline.errors import UsageError, UserError
+from beam_jobs import storage, tar
+from pipeline.errors import UsageError, UserError, one_line
 
 _WILDCARDS = re.compile(r"[*?\[]")
 
@@ -30,7 +29,7 @@ class ImageRef(NamedTuple):
     key: str
     source: str
     label: str
-    path: str
+    path: bytes  # of a file system that need not be UTF-8
     offset: int
     length: int
 
@@ -101,7 +100,18 @@ def parse_source(text: str) -> Source:
     kind, separator, path = text.partition(":")
     if not separator or not path or kind not in KINDS:
         raise UsageError(f"--source={text} is not KIND:PATH with KIND one of {', '.join(KINDS)}")
-    return Source(kind, path if "://" in path else os.path.abspath(path))
+    return Source(kind, storage.absolute(path))
+
+
+def check_disjoint(inputs: Sequence[Source]) -> None:
+    """Refuses sources of which one holds the other: their pictures would be found twice, under two names.
+
+    Raises:
+        UsageError: two such sources.
+    """
+    for first, second in itertools.permutations(inputs, 2):
+        if f"{second.path}/".startswith(f"{first.path.rstrip('/')}/"):
+            raise UsageError(f"--source={second} lies within --source={first}; name only one of them")
 
 
 def list_pictures(source: Source) -> Iterator[ImageRef]:
@@ -118,7 +128,8 @@ def list_pictures(source: Source) -> Iterator[ImageRef]:
         if identity := kind.identify(name):
             key, label = identity
             found += 1
-            yield ImageRef(f"{kind.name}/{key}", kind.name, label, path, offset, length)
+            key = key.encode(errors="backslashreplace").decode()  # what is not UTF-8 in a name, escaped
+            yield ImageRef(f"{kind.name}/{key}", kind.name, label, os.fsencode(path), offset, length)
     if not files:
         raise UserError(f"source {source} matches nothing; check the path")
     if not found:
@@ -141,7 +152,7 @@ def _list_files(source: Source) -> Iterator[tuple[str, str, int, int]]:
         for member in _list_archive(source):
             yield member.name, path, member.offset, member.length
         return
-    wildcard = _WILDCARDS.search(path)
+    wildcard = None if _is_folder(path) else _WILDCARDS.search(path)
     folder = os.path.dirname(path[: wildcard.start()]) if wildcard else path
     for file_path, length in _list_tree(source):
         base = os.path.dirname(path) if file_path == path else folder
@@ -150,31 +161,50 @@ def _list_files(source: Source) -> Iterator[tuple[str, str, int, int]]:
 
 def _list_archive(source: Source) -> Iterator[tar.Member]:
     try:
-        with open_binary(source.path) as file:
+        with storage.open_binary(source.path) as file:
             yield from tar.members(file)
     except tarfile.TarError as error:
         raise UserError(f"source {source} is not a complete, uncompressed tar archive: {error}") from error
     except OSError as error:
-        raise UserError(f"source {source} cannot be read: {_reason(error)}") from error
+        raise UserError(f"source {source} cannot be read: {one_line(error)}") from error
 
 
 def _list_tree(source: Source) -> Iterator[tuple[str, int]]:
     """Yields (path, length) of the files of a folder, a pattern, or a single file."""
     path = source.path
-    if "://" not in path and os.path.isdir(path):
-        for folder, _, names in os.walk(path):  # Beam's matching has no way to quote brackets in a folder's name
-            yield from ((file_path, _size(file_path)) for file_path in (os.path.join(folder, n) for n in names))
+    if _is_folder(path):  # Beam's matching has no way to quote brackets in a folder's name
+        yield from ((file_path, _size(file_path)) for file_path in _walk(source))
         return
-    if "://" in path and not _WILDCARDS.search(path):
-        path = path.rstrip("/") + "/**"
     if os.path.isfile(path):
         yield path, _size(path)
         return
+    if "://" in path and not _WILDCARDS.search(path):
+        path = path.rstrip("/") + "/**"
     try:
         for metadata in itertools.chain.from_iterable(r.metadata_list for r in FileSystems.match([path])):
             yield metadata.path, metadata.size_in_bytes
     except OSError as error:
-        raise UserError(f"source {source} cannot be listed: {_reason(error)}") from error
+        raise UserError(f"source {source} cannot be listed: {one_line(error)}") from error
+
+
+def _is_folder(path: str) -> bool:
+    return "://" not in path and os.path.isdir(path)
+
+
+def _walk(source: Source) -> Iterator[str]:
+    """The files below a local folder; links to folders are followed, each folder once."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise UserError(f"source {source} cannot be listed: {one_line(error)}") from error
+
+    seen = set()
+    for folder, below, names in os.walk(source.path, onerror=fail, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (os.path.join(folder, name) for name in names)
 
 
 def _size(path: str) -> int:
@@ -184,20 +214,11 @@ def _size(path: str) -> int:
         return 0
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or " ".join(str(error).split())
-
-
-def open_binary(path: str) -> BinaryIO:
-    """Opens a local or remote file for reading, byte for byte."""
-    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
-
-
 class RangeReader:
     """Reads the bytes behind references; keeps the last file open, since many references share an archive."""
 
     def __init__(self) -> None:
-        self._path = ""
+        self._path = b""
         self._file: BinaryIO | None = None
 
     def read(self, ref: ImageRef) -> bytes:
@@ -208,11 +229,11 @@ class RangeReader:
         """
         if self._file is None or self._path != ref.path:
             self.close()
-            self._file, self._path = open_binary(ref.path), ref.path
+            self._file, self._path = storage.open_binary(os.fsdecode(ref.path)), ref.path
         self._file.seek(ref.offset)
         data = self._file.read(ref.length)
         if len(data) < ref.length:
-            raise OSError(f"{len(data)} of {ref.length} bytes at {ref.offset} of {ref.path}")
+            raise OSError(f"{len(data)} of {ref.length} bytes at {ref.offset} of {os.fsdecode(ref.path)}")
         return data
 
     def close(self) -> None:

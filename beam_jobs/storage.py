@@ -3,13 +3,13 @@
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import BinaryIO
 
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 
 
 @contextlib.contextmanager
@@ -35,21 +35,29 @@ def read_text(path: str) -> str:
     Raises:
         OSError: it cannot be read.
     """
-    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+    with open_binary(path) as file:
         return file.read().decode()
+
+
+def open_binary(path: str) -> BinaryIO:
+    """Opens a local or remote file for reading, byte for byte."""
+    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
 
 
 def make_directory(path: str) -> None:
     """Creates a directory and its parents; one that exists is fine.
 
     Raises:
-        UserError: it cannot be created.
+        UserError: it cannot be created, or written to.
     """
     try:
         if not FileSystems.exists(path):
             FileSystems.mkdirs(path)
+        probe = FileSystems.join(path, f"{uuid.uuid4().hex}.tmp")
+        FileSystems.create(probe, compression_type=CompressionTypes.UNCOMPRESSED).close()
+        FileSystems.delete([probe])
     except OSError as error:
-        raise UserError(f"directory {path} cannot be created: {' '.join(str(error).split())}") from error
+        raise UserError(f"directory {path} cannot be written: {one_line(error)}; name another") from error
 
 
 def absolute(path: str) -> str:
@@ -57,6 +65,7 @@ def absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)
 
 
-def count(directory: str, suffix: str) -> int:
-    """How many files of a directory end in a suffix."""
-    return sum(len(result.metadata_list) for result in FileSystems.match([FileSystems.join(directory, f"*{suffix}")]))
+def count(directory: str, names: Collection[str]) -> int:
+    """How many of the named files a directory holds."""
+    (result,) = FileSystems.match([FileSystems.join(directory, "*")])
+    return sum(FileSystems.split(metadata.path)[1] in names for metadata in result.metadata_list)

@@ -8,11 +8,13 @@ import contextlib
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from configs import koalarization
 from pipeline.errors import UsageError, UserError
 
 _LARGEST_SEED = 2**32 - 1  # that Keras takes
@@ -100,9 +102,9 @@ def parse(values: flags.FlagValues, argv: Sequence[str], help_text: str | None, 
     try:
         rest = values(list(argv), known_only=known_only)[1:]
     except (KeyError, AttributeError) as error:
-        raise UsageError(_unknown_field(error)) from error
+        raise UsageError(_config_failure(error, argv) or _unknown_field(error)) from error
     except Exception as error:  # a configuration file is a program, and may fail in any way
-        raise UsageError(_last_line(error)) from error
+        raise UsageError(_config_failure(error, argv) or _last_line(error)) from error
     if "config" in values:
         _check_config(values)
     return rest
@@ -111,11 +113,30 @@ def parse(values: flags.FlagValues, argv: Sequence[str], help_text: str | None, 
 def _check_config(values: flags.FlagValues) -> None:
     if values["config"].value is None:
         raise UsageError("--config is missing: name a configuration file, as --config=configs/koalarization.py")
-    if not isinstance(values.config, ConfigDict):  # what a file that is not there, or cannot be read, leaves
-        path = config_flags.get_config_filename(values["config"])
+    path, config = config_flags.get_config_filename(values["config"]), values.config
+    if not isinstance(config, ConfigDict):  # what a file that is not there, or cannot be read, leaves
         raise UsageError(f"--config={path} cannot be read; name a configuration file, as configs/koalarization.py")
-    if not 0 <= values.config.seed <= _LARGEST_SEED:
-        raise UsageError(f"seed is {values.config.seed}; choose a whole number from 0 to {_LARGEST_SEED}")
+    if missing := sorted(_fields(koalarization.get_config()) - _fields(config)):
+        raise UsageError(f"--config={path} has no field '{missing[0]}'; start from configs/koalarization.py")
+    if not 0 <= config.seed <= _LARGEST_SEED:
+        raise UsageError(f"seed is {config.seed}; choose a whole number from 0 to {_LARGEST_SEED}")
+
+
+def _fields(config: ConfigDict) -> set[str]:
+    """The names of all fields, those of a section as `section.field`."""
+    names = set()
+    for name, value in config.items():
+        names |= {f"{name}.{inner}" for inner in value} if isinstance(value, ConfigDict) else {name}
+    return names
+
+
+def _config_failure(error: Exception, argv: Sequence[str]) -> str | None:
+    """What went wrong within the configuration file itself, if that is where it did."""
+    paths = [argument.split("=", 1)[1].split(":")[0] for argument in argv if argument.startswith("--config=")]
+    frames = traceback.extract_tb(error.__traceback__)
+    if not paths or not any(frame.filename == paths[-1] for frame in frames):
+        return None
+    return f"--config={paths[-1]} fails: {type(error).__name__}: {_last_line(error)}"
 
 
 def require(values: flags.FlagValues, *names: str) -> None:

@@ -4,17 +4,18 @@ tensorflow-io is built for an older TensorFlow, so its compiled plugins do not l
 are plain TensorFlow and exact. It has no build for Python 3.13, where the NumPy conversion takes their place.
 """
 
+import sys
 import warnings
 
 import tensorflow as tf
 
 from pipeline import color
 
-try:
+if sys.version_info < (3, 13):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import tensorflow_io as tfio
-except ImportError:
+else:
     tfio = None
 
 

@@ -1,4 +1,4 @@
-"""The one exception that a person is meant to read."""
+"""Errors that a person is meant to read."""
 
 
 class UserError(Exception):
@@ -11,3 +11,8 @@ class UserError(Exception):
 
 class UsageError(UserError):
     """A command line that cannot be understood; entry points exit with status 2."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception of another library says, in one line that is never empty."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -22,7 +22,8 @@ from pipeline.errors import UserError
 class Storage:
     """How one tensor stands in a record: value = stored * scale + offset, channels repeated to the tensor's own.
 
-    `error` is the largest difference between a value in [-1, 1] and the value read back, in the tensor's own unit.
+    `error` is the largest difference between a value and the value read back, both normalized; L in [-1, 1], a and b in
+    [-1, 127 / 128], which all of sRGB is.
     """
 
     dtype: str

@@ -11,30 +11,17 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from pipeline.errors import one_line
+from pipeline.rejects import Reason, RejectedImage
+
 # A header may promise any number of pixels: the limit is looked at before the first of them is allocated.
 MAX_PIXELS = 178_000_000
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")  # no format that starts another program
-_SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+_SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
+_MODES_WITHOUT_WHITE = ("I", "F")  # whole numbers of 32 bits and floats: nothing says which of them is white
+# Pillow warns of large sizes, which are looked at here, and of odd metadata, which is of no use here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 Image.init()  # registers them all; Pillow would load the rarer ones only when asked for no format in particular
-
-
-class Reason(str, enum.Enum):
-    """Why a picture was left out of a dataset; the names stand in `rejects.jsonl` and as Beam counters."""
-
-    NOT_AN_IMAGE = "not_an_image"
-    TRUNCATED = "truncated"
-    TOO_LARGE = "too_large"
-    DUPLICATE_KEY = "duplicate_key"
-    UNREADABLE_BYTES = "unreadable_bytes"
-
-
-class RejectedImage(Exception):
-    """A picture that cannot be used: an enumerated reason and one line of detail."""
-
-    def __init__(self, reason: Reason, detail: str):
-        super().__init__(f"{reason.value}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 class ResizeMode(str, enum.Enum):
@@ -64,18 +51,20 @@ def decode(data: bytes) -> np.ndarray:
     Raises:
         RejectedImage: not an image, truncated or damaged, or larger than `MAX_PIXELS`.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of large sizes and odd metadata, which are looked at here
-        try:
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            _check_size(image)
-            return _as_rgb(_upright(image))
-        except UnidentifiedImageError as error:
-            raise RejectedImage(Reason.NOT_AN_IMAGE, f"{len(data)} bytes that no decoder knows") from error
-        except Image.DecompressionBombError as error:
-            raise RejectedImage(Reason.TOO_LARGE, _one_line(error)) from error
-        except Exception as error:  # damaged data surfaces as whatever the format's parser stumbled over
-            raise RejectedImage(Reason.TRUNCATED, _one_line(error)) from error
+    try:
+        opened = Image.open(io.BytesIO(data), formats=_FORMATS)
+        _check_size(opened)
+        opened.load()
+        image = _upright(opened)
+    except UnidentifiedImageError as error:
+        raise RejectedImage(Reason.NOT_AN_IMAGE, f"{len(data)} bytes that no decoder knows") from error
+    except Image.DecompressionBombError as error:
+        raise RejectedImage(Reason.TOO_LARGE, one_line(error)) from error
+    except MemoryError:  # says nothing of the picture
+        raise
+    except Exception as error:  # damaged data surfaces as whatever the format's parser stumbled over
+        raise RejectedImage(Reason.TRUNCATED, one_line(error)) from error
+    return _as_rgb(image)
 
 
 def _check_size(image: Image.Image) -> None:
@@ -106,6 +95,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _as_rgb(image: Image.Image) -> np.ndarray:
     """Any Pillow mode to uint8 [height, width, 3]."""
+    if image.mode in _MODES_WITHOUT_WHITE:
+        raise RejectedImage(Reason.NOT_AN_IMAGE, f"samples of mode {image.mode} have no defined range")
     if image.mode in _SIXTEEN_BIT_MODES:
         level = np.clip(np.asarray(image, dtype=np.int64), 0, 65535) // 257  # 65535 = 257 * 255
         return np.repeat(level.astype(np.uint8)[..., None], 3, axis=-1)
@@ -114,10 +105,6 @@ def _as_rgb(image: Image.Image) -> np.ndarray:
         background = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(background, image)
     return np.asarray(image.convert("RGB"))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def fit(image: np.ndarray, size: int, mode: ResizeMode) -> np.ndarray:

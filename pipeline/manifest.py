@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline import example, tensors
 from pipeline.errors import UserError
+from pipeline.shards import SPLITS
 
 FILE_NAME = "dataset.json"
 REJECTS_FILE_NAME = "rejects.jsonl"
@@ -91,9 +92,13 @@ class Manifest:
             )
         try:
             manifest = _from_fields(fields)
-        except (KeyError, TypeError, AttributeError) as error:
+            described = json.loads(json.dumps(_describe(manifest.layout)))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{path} is damaged ({error!r}); make the dataset again") from error
-        example.layout(manifest.layout)
+        if fields.get("tensors") != described:
+            raise UserError(
+                f"{path} describes other tensors than layout '{manifest.layout}' has; make the dataset again"
+            )
         return manifest
 
 
@@ -112,7 +117,7 @@ def _from_fields(fields: dict[str, Any]) -> Manifest:
             examples_by_source=dict(split["examples_by_source"]),
             rejected_by_source=dict(split["rejected_by_source"]),
         )
-        for name, split in fields["splits"].items()
+        for name, split in ((name, fields["splits"][name]) for name in SPLITS)
     }
     names = (field.name for field in dataclasses.fields(Manifest) if field.name != "splits")
     return Manifest(splits=splits, **{name: fields[name] for name in names})

@@ -34,7 +34,7 @@ class Dataset:
         return tf.io.gfile.join(self.directory, shard.name)
 
     def check_sizes(self) -> None:
-        """Looks at every shard's size, which costs a listing and no reading.
+        """Looks at every shard's size, without reading it.
 
         Raises:
             UserError: a shard is missing or of another size than the manifest says.
@@ -80,8 +80,8 @@ def open_dataset(directory: str) -> Dataset:
     """
     path = tf.io.gfile.join(directory, manifest.FILE_NAME)
     try:
-        with tf.io.gfile.GFile(path) as file:
-            text = file.read()
+        with tf.io.gfile.GFile(path, "rb") as file:
+            text = file.read().decode(errors="replace")
     except tf.errors.OpError as error:
         raise UserError(
             f"{directory} is no dataset: {path} cannot be read; it is written last, so a job that was interrupted "
@@ -161,7 +161,7 @@ def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
 
 
 def validation_batches(dataset: Dataset, batch_size: int) -> tf.data.Dataset:
-    """Every example of the validation split exactly once, in stored order.
+    """Every example of the validation split exactly once, in the same order each time.
 
     The last batch is filled up by repeating its first example with a weight of 0, so that replicas can share it.
 
@@ -182,7 +182,8 @@ def _read(paths: tf.data.Dataset, count: int) -> tf.data.Dataset:
     """Interleaves the records of files; the order depends on that of the files alone."""
     return paths.interleave(
         lambda path: tf.data.TFRecordDataset(path, buffer_size=_READ_BUFFER_BYTES),
-        cycle_length=max(1, min(count, _INTERLEAVED_SHARDS)),
+        # Fewer than there are: if all were read at once, the same examples would meet in a batch in every epoch.
+        cycle_length=max(1, min(count // 2, _INTERLEAVED_SHARDS)),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
@@ -201,7 +202,7 @@ def _decode(raw: tf.Tensor, storage: example.Storage, shape: tuple[int, int, int
     """`example.Storage.decode` for a batch: bytes [B] to float32 [B, height, width, channels]."""
     # Reshaping float16 makes oneDNN complain of processors without support for it, so its bits are reshaped instead.
     bits = "uint16" if storage.dtype == "float16" else storage.dtype
-    stored = tf.bitcast(tf.reshape(tf.io.decode_raw(raw, bits), (-1, *storage.shape)), storage.dtype)
+    stored = tf.bitcast(tf.reshape(tf.io.decode_raw(raw, bits), (tf.shape(raw)[0], *storage.shape)), storage.dtype)
     values = tf.cast(stored, tf.float32)
     if (storage.scale, storage.offset) != (1.0, 0.0):
         values = values * storage.scale + storage.offset

@@ -55,7 +55,17 @@ def test_mistakes_are_one_line(argv, message):
 
 
 @pytest.mark.parametrize(
-    "source", ["def get_config(:", "def get_config(): return 1 / 0", "x = y", "import nowhere_at_all"]
+    "source",
+    [
+        "def get_config(:",
+        "def get_config(): return 1 / 0",
+        "def get_config(): raise KeyError()",
+        "def get_config(): return {}['shards']",
+        "def get_config(): return None",
+        "import ml_collections\ndef get_config(): return ml_collections.ConfigDict()",
+        "x = y",
+        "import nowhere_at_all",
+    ],
 )
 def test_a_configuration_file_that_fails_is_one_line(tmp_path, source):
     (tmp_path / "config.py").write_text(source)
@@ -63,6 +73,7 @@ def test_a_configuration_file_that_fails_is_one_line(tmp_path, source):
         parsed(f"--config={tmp_path}/config.py")
     assert "\n" not in str(caught.value)
     assert str(caught.value)
+    assert "shards'" not in str(caught.value) or "fails: KeyError" in str(caught.value)
 
 
 def test_outcomes_become_statuses(capsys):

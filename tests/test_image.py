@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import image
-from pipeline.image import Reason, RejectedImage, ResizeMode
+from pipeline.image import ResizeMode
+from pipeline.rejects import Reason, RejectedImage
 from tests.helpers import encoded, noise
 
 RGB = noise(20, 30)
@@ -48,6 +49,12 @@ def test_sixteen_bits_are_scaled_not_clipped():
     levels = np.array([[0, 257, 32896, 65535]], np.uint16)  # 0, 1, 128 and 255 of 255
     decoded = image.decode(encoded(Image.fromarray(levels)))
     assert decoded[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_samples_without_a_white_are_rejected(dtype):
+    with pytest.raises(RejectedImage, match="have no defined range"):
+        image.decode(encoded(Image.fromarray(np.ones((4, 4), dtype)), "TIFF"))
 
 
 def test_palette_and_transparency():

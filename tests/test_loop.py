@@ -7,12 +7,12 @@ import pytest
 import tensorflow as tf
 
 from beam_jobs import preprocess
-from pipeline import color, reader
+from pipeline import color, image, reader
 from pipeline.errors import UserError
-from pipeline.shards import TRAIN
 from tests.helpers import events, scalars
 from trainer import loop
 from trainer.checkpoints import Checkpoints
+from trainer.colorizer import Colorizer
 
 
 def train(config, dataset, workdir, strategy=None):
@@ -74,11 +74,13 @@ def test_validation_loss_is_the_mean_over_examples(config, compact_dataset, two_
     assert state.validation_losses[-1] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
 def test_interrupted_after_an_epoch_and_resumed_ends_with_the_same_weights(
-    config, compact_dataset, tmp_path, monkeypatch
+    config, compact_dataset, two_replicas, tmp_path, monkeypatch, replicas
 ):
+    strategy = two_replicas if replicas == 2 else None
     config.epochs_per_learning_rate = (2, 2)
-    whole = train(config, compact_dataset, tmp_path / "whole")
+    whole = train(config, compact_dataset, tmp_path / "whole", strategy)
 
     save, saved = Checkpoints.save, []
 
@@ -91,8 +93,8 @@ def test_interrupted_after_an_epoch_and_resumed_ends_with_the_same_weights(
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", save_then_die)
         with pytest.raises(KeyboardInterrupt):
-            train(config, compact_dataset, tmp_path / "parts")
-    resumed = train(config, compact_dataset, tmp_path / "parts")
+            train(config, compact_dataset, tmp_path / "parts", strategy)
+    resumed = train(config, compact_dataset, tmp_path / "parts", strategy)
     assert resumed.step == whole.step
     assert resumed.validation_losses == whole.validation_losses[2:]
     assert_weights_close(whole, resumed, rtol=0, atol=0)
@@ -121,17 +123,19 @@ def test_overfits_a_handful_of_pictures_in_color(config, pictures, tmp_path):
     config.model.width_multiplier = 0.25
     config.horizontal_flip = False
     config.learning_rates, config.epochs_per_learning_rate = (2e-3, 5e-4), (6, 2)
-    state = train(config, dataset, tmp_path / "run")
+    train(config, dataset, tmp_path / "run")
     losses = np.array(list(scalars(tmp_path / "run", "loss").values()))
     assert losses[:5].mean() / losses[-20:].mean() >= 5
-    seen = next(iter(reader.examples(dataset, TRAIN).batch(96)))
-    predicted = state.model.ab(state.model.outputs(seen, training=False))
-    assert chroma(predicted) == pytest.approx(chroma(seen["ab_224"]), rel=0.3)
+    colorizer = Colorizer.load(str(tmp_path / "run"))
+    for name in ("astronaut", "chelsea", "coffee", "retina"):
+        truth = image.decode((pictures / f"held_out/{name}.png").read_bytes())
+        (colorized,) = colorizer.colorize([truth])
+        assert chroma(colorized) == pytest.approx(chroma(truth), rel=0.3), name
 
 
-def chroma(ab):
+def chroma(rgb):
     """Mean distance from gray, Lab units."""
-    return float(np.linalg.norm(color.denormalize_ab(np.asarray(ab)), axis=-1).mean())
+    return float(np.linalg.norm(color.rgb_to_lab(rgb)[..., 1:], axis=-1).mean())
 
 
 def test_tensorboard_tags_steps_and_values(config, compact_dataset, tmp_path):
@@ -228,6 +232,31 @@ def test_damaged_checkpoint_is_refused(config, compact_dataset, tmp_path):
         with pytest.raises(UserError, match=f"checkpoint .*step-{newest:08d} is damaged or of another model") as caught:
             train(config, compact_dataset, tmp_path)
         assert "\n" not in str(caught.value)
+
+
+def test_a_start_that_fails_does_not_claim_the_directory(config, compact_dataset, tmp_path):
+    config.model.name = "gan"
+    with pytest.raises(UserError, match="model.name is 'gan'"):
+        train(config, compact_dataset, tmp_path)
+    config.model.name = "koalarization"
+    train(config, compact_dataset, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("steps_per_log", 0, "steps_per_log is 0; choose a whole number from 1"),
+        ("kept_checkpoints", 0, "kept_checkpoints is 0"),
+        ("panel_pictures", -1, "panel_pictures is -1; choose a whole number from 0"),
+        ("model.width_multiplier", float("nan"), "width_multiplier is nan; choose above 0"),
+        ("epochs_per_learning_rate", (1.5, 1), "epochs whole"),
+    ],
+)
+def test_fields_out_of_range_are_refused(config, compact_dataset, tmp_path, field, value, message):
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message):
+        train(config, compact_dataset, tmp_path)
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_only_the_newest_checkpoints_are_kept(config, compact_dataset, tmp_path):

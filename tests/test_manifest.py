@@ -50,6 +50,9 @@ def test_tells_people_and_programs_what_a_tensor_is():
         ('{"schema_version": 99}', "schema version 99, this program reads 1"),
         ('{"schema_version": 1}', "d.json is damaged"),
         (MANIFEST.to_json().replace("compact", "brotli"), "layout 'brotli' is unknown"),
+        (MANIFEST.to_json().replace('"compact"', '"full"'), "describes other tensors than layout 'full' has"),
+        (MANIFEST.to_json().replace('"validation": {', '"test": {'), "d.json is damaged"),
+        (MANIFEST.to_json().replace('"places365": 3', '"places365"'), "is not a dataset manifest"),
         (MANIFEST.to_json().replace('"crc32c"', '"md5"'), "d.json is damaged"),
     ],
 )

@@ -136,20 +136,36 @@ def test_bad_pictures_are_counted_named_and_skipped(tmp_path, capsys):
     (photos / "truncated.png").write_bytes(good[: len(good) // 2])
     (photos / "text.jpg").write_bytes(b"this is no picture")
     (photos / "gone.jpg").symlink_to(tmp_path / "nowhere")
-    assert run(f"--source=images:{photos}", f"--source=images:{photos}/1.png", f"--output={tmp_path}/out") == 0
+    twin = tmp_path / "elsewhere/photos"
+    twin.mkdir(parents=True)
+    (twin / "1.png").write_bytes(good)  # the key of another picture
+    (twin / "truncated.png").write_bytes(good[:500])
+    assert run(f"--source=images:{photos}", f"--source=images:{twin}", f"--output={tmp_path}/out") == 0
     rejects = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()]
-    assert {(reject["key"], reject["reason"]) for reject in rejects} == {
-        ("images/photos/truncated.png", "truncated"),
-        ("images/photos/text.jpg", "not_an_image"),
-        ("images/photos/gone.jpg", "unreadable_bytes"),
+    assert sorted((reject["key"], reject["reason"]) for reject in rejects) == [
         ("images/photos/1.png", "duplicate_key"),
-    }
+        ("images/photos/gone.jpg", "unreadable_bytes"),
+        ("images/photos/text.jpg", "not_an_image"),
+        ("images/photos/truncated.png", "truncated"),
+        ("images/photos/truncated.png", "truncated"),
+    ]
     for reject in rejects:
         assert reject.keys() == {"split", "key", "source", "path", "reason", "detail"}
         assert reject["detail"]
     result = Manifest.from_json((tmp_path / "out/dataset.json").read_text(), "dataset.json")
-    assert (result.examples, result.rejected) == (10, 4)
-    assert re.search(r"4 of 14 pictures rejected .*; \d+\.\d images/s", capsys.readouterr().err)
+    assert (result.examples, result.rejected) == (10, 5)
+    assert re.search(r"5 of 15 pictures rejected .*; \d+\.\d images/s", capsys.readouterr().err)
+
+
+def test_of_two_pictures_of_a_key_the_one_that_can_be_used_is_taken(tmp_path):
+    for folder, data in (("a", b"damaged"), ("b", encoded(noise(9, 9)))):
+        (tmp_path / folder / "photos").mkdir(parents=True)
+        (tmp_path / folder / "photos/1.png").write_bytes(data)
+    sources = [f"--source=images:{tmp_path}/{folder}/photos" for folder in "ab"]
+    assert run(*sources, f"--output={tmp_path}/out", "--config.dataset.validation_fraction=0") == 0
+    assert Manifest.from_json((tmp_path / "out/dataset.json").read_text(), "dataset.json").examples == 1
+    (reject,) = (tmp_path / "out/rejects.jsonl").read_text().splitlines()
+    assert json.loads(reject)["reason"] == "not_an_image"
 
 
 def test_shards_to_which_nothing_falls_are_written_empty(tmp_path):
@@ -247,7 +263,7 @@ class TestMistakes:
     def test_output_that_cannot_be_made(self, capsys, tmp_path, source):
         (tmp_path / "file").write_text("")
         assert run(source, f"--output={tmp_path}/file/out") == 1
-        assert "cannot be created" in error_of(capsys)
+        assert "cannot be written" in error_of(capsys)
 
 
 def test_shard_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch):

@@ -74,6 +74,15 @@ def test_order_depends_on_seed_and_epoch_alone(compact_dataset):
     assert second != first
 
 
+def test_examples_meet_others_in_each_epoch(compact_dataset):
+    """Not only does the order of batches change: what a batch holds does."""
+    batches = [set(fingerprints([batch])) for batch in train(compact_dataset, epochs=3)]
+    steps = len(batches) // 3
+    for epoch in (1, 2):
+        again = [batch for batch in batches[epoch * steps : (epoch + 1) * steps] if batch in batches[:steps]]
+        assert len(again) < steps / 2
+
+
 def test_a_flip_mirrors_all_tensors_of_an_example_and_half_of_the_examples(compact_dataset):
     plain = list(train(compact_dataset, epochs=3).as_numpy_iterator())
     flipped = list(train(compact_dataset, epochs=3, flip=True).as_numpy_iterator())

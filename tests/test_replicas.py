@@ -22,6 +22,15 @@ def test_a_batch_that_cannot_be_shared_is_refused(batch_size):
         replicas.create_strategy(batch_size)
 
 
+def test_a_gpu_that_tensorflow_cannot_use_is_no_reason_to_train_on_the_cpu_unasked(tmp_path, monkeypatch):
+    (tmp_path / "nvidia0").write_text("")
+    monkeypatch.setattr(replicas, "_NVIDIA_DEVICE", str(tmp_path / "nvidia0"))
+    with pytest.raises(UserError, match="TensorFlow finds no GPU: install its CUDA libraries with 'make gpu'"):
+        replicas.create_strategy(2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    replicas.create_strategy(2)
+
+
 def test_split_cpu_refuses_what_makes_no_sense(monkeypatch):
     with pytest.raises(UserError, match="--virtual_replicas=0; choose a number from 1"):
         replicas.split_cpu(0)

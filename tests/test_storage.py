@@ -29,14 +29,14 @@ def test_directories(tmp_path):
     storage.make_directory(str(tmp_path / "a/b"))
     assert (tmp_path / "a/b").is_dir()
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/x cannot be created"):
+    with pytest.raises(UserError, match="file/x cannot be written"):
         storage.make_directory(str(tmp_path / "file/x"))
 
 
 def test_count_and_absolute(tmp_path, monkeypatch):
     for name in ("a.tfrecord", "b.tfrecord", "c.tfrecord.tmp"):
         (tmp_path / name).write_text("")
-    assert storage.count(str(tmp_path), ".tfrecord") == 2
+    assert storage.count(str(tmp_path), {"a.tfrecord", "b.tfrecord", "d.tfrecord"}) == 2
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("x") == str(tmp_path / "x")
     assert storage.absolute("gs://bucket/x") == "gs://bucket/x"

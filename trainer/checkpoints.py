@@ -1,4 +1,4 @@
-"""The state of a run on disk: written aside, then renamed, so that whoever finds a checkpoint finds a whole one."""
+"""The state of a run: written aside, then renamed, so that on a local disk every checkpoint is a whole one."""
 
 import re
 import uuid
@@ -6,7 +6,7 @@ import uuid
 import keras
 import tensorflow as tf
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 
 _FOLDER = "checkpoints"
 _NAME = re.compile(r"^step-(\d{8})/?$")
@@ -49,7 +49,7 @@ class Checkpoints:
             status.assert_existing_objects_matched().expect_partial()
         except Exception as error:  # TensorFlow has no error of its own for a damaged checkpoint
             raise UserError(
-                f"checkpoint {path} is damaged or of another model: {str(error).strip().splitlines()[0]}; "
+                f"checkpoint {path} is damaged or of another model: {one_line(error)[:200]}; "
                 "delete it to go on from the one before"
             ) from error
 

@@ -9,17 +9,18 @@ own size and name in the output directory. A picture that cannot be read is name
 import io
 import os
 import sys
-import uuid
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import tensorflow as tf
 from absl import flags
 from PIL import Image
 from tqdm import tqdm
 
 from pipeline import cli, image
-from pipeline.errors import UsageError, UserError
-from pipeline.image import RejectedImage
+from pipeline.errors import UsageError, UserError, one_line
+from pipeline.rejects import RejectedImage
+from trainer import files
 from trainer.colorizer import Colorizer
 
 _BATCH = 8
@@ -97,13 +98,10 @@ def _decode(paths: Sequence[str], failures: list[str]) -> Iterator[tuple[str, np
 def _write_png(path: str, rgb: np.ndarray) -> None:
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, format="PNG")
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getvalue())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+        files.write(path, buffer.getvalue())
+    except tf.errors.OpError as error:
+        raise UserError(f"{path} cannot be written: {one_line(error)}") from error
 
 
 if __name__ == "__main__":

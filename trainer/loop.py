@@ -50,19 +50,24 @@ def train_and_evaluate(
     Raises:
         UserError: a configuration, dataset or directory that cannot be used, or a loss that is not finite.
     """
+    _check(config)
     dataset = reader.open_dataset(data_dir)
     epochs = schedule.epochs(config.learning_rates, config.epochs_per_learning_rate)
     steps_per_epoch = reader.steps_per_epoch(dataset, config.batch_size)
-    workdir.prepare(work_dir, config, dataset.manifest)
-    state = _create_state(config, strategy, steps_per_epoch)
     checkpoints = Checkpoints(work_dir)
-    if steps := checkpoints.steps():
+    steps = checkpoints.steps()
+    if steps:
+        workdir.check(work_dir, config, dataset.manifest)
+    rate = schedule.piecewise_constant(config.learning_rates, config.epochs_per_learning_rate, steps_per_epoch)
+    state = _create_state(config, strategy, rate)
+    workdir.save(work_dir, config, dataset.manifest)
+    if steps:
         state.step = steps[-1]
         checkpoints.restore(state.step, state.model.network, state.optimizer)
         _LOGGER.info("goes on from step %d, epoch %d of %d", state.step, state.step // steps_per_epoch, epochs)
     _describe(config, dataset, state, epochs, steps_per_epoch)
 
-    run = _Run(config, dataset, strategy, state, Summaries(work_dir))
+    run = _Run(config, dataset, strategy, state, rate, Summaries(work_dir))
     first_epoch = state.step // steps_per_epoch
     batches = iter(run.train_batches(first_epoch, epochs))
     try:
@@ -79,10 +84,17 @@ def train_and_evaluate(
     return state
 
 
-def _create_state(config: ConfigDict, strategy: tf.distribute.Strategy, steps_per_epoch: int) -> TrainState:
+def _check(config: ConfigDict) -> None:
+    for field, least in (("steps_per_log", 1), ("kept_checkpoints", 1), ("panel_pictures", 0)):
+        if config[field] < least:
+            raise UserError(f"{field} is {config[field]}; choose a whole number from {least}")
+
+
+def _create_state(
+    config: ConfigDict, strategy: tf.distribute.Strategy, rate: keras.optimizers.schedules.LearningRateSchedule
+) -> TrainState:
     with strategy.scope():
         model = models.create(config.model, config.seed)
-        rate = schedule.piecewise_constant(config.learning_rates, config.epochs_per_learning_rate, steps_per_epoch)
         optimizer = keras.optimizers.Adam(rate)
         optimizer.build(model.network.trainable_variables)
     return TrainState(0, model, optimizer, [])
@@ -106,14 +118,18 @@ class _Run:
         dataset: Dataset,
         strategy: tf.distribute.Strategy,
         state: TrainState,
+        rate: keras.optimizers.schedules.LearningRateSchedule,
         summaries: Summaries,
     ):
         self._config = config
         self._dataset = dataset
         self._strategy = strategy
         self._state = state
+        self._rate = rate
         self._summaries = summaries
-        self._panel_split = VALIDATION if dataset.manifest.splits[VALIDATION].examples else TRAIN
+        self._has_validation = dataset.manifest.splits[VALIDATION].examples > 0
+        if not self._has_validation:
+            _LOGGER.warning("no validation split: no validation loss, and the panel shows pictures that are trained on")
         summaries.config(config.to_json_best_effort(indent=1), state.step)
 
     def train_batches(self, first_epoch: int, epochs: int) -> tf.distribute.DistributedDataset:
@@ -125,30 +141,35 @@ class _Run:
 
     def train_epoch(self, batches: Iterator[Batch], steps: int, title: str) -> None:
         """Trains for one epoch. Losses stay on the device for some steps: reading one waits for its step to end."""
-        state, losses = self._state, []
-        start = time.monotonic()
+        state, losses, epoch_losses = self._state, [], []
+        epoch_start = start = time.monotonic()
         with tqdm(total=steps, desc=title, unit="step", disable=None) as bar:
             for step in range(1, steps + 1):
                 losses.append(self._train_step(next(batches)))
                 state.step += 1
                 if step % self._config.steps_per_log == 0 or step == steps:
-                    mean_loss = self._record(losses)
-                    rate = len(losses) * self._config.batch_size / (time.monotonic() - start)
+                    values = self._record(losses)
+                    rate = self._images_per_second(len(losses), start)
                     self._summaries.throughput(state.step, rate)
-                    bar.set_postfix_str(f"loss {mean_loss:.5f}, {rate:.1f} images/s", refresh=False)
+                    bar.set_postfix_str(f"loss {values[-1]:.5f}, {rate:.1f} images/s", refresh=False)
                     bar.update(len(losses))
+                    epoch_losses += values
                     losses, start = [], time.monotonic()
-        _LOGGER.info("%s: step %d, loss %.5f, %.1f images/s", title, state.step, mean_loss, rate)
+        rate = self._images_per_second(steps, epoch_start)
+        _LOGGER.info("%s: step %d, mean loss %.5f, %.1f images/s", title, state.step, sum(epoch_losses) / steps, rate)
 
-    def _record(self, losses: list[tf.Tensor]) -> float:
-        """Writes the losses of the last steps; their mean."""
+    def _images_per_second(self, steps: int, start: float) -> float:
+        return steps * self._config.batch_size / (time.monotonic() - start)
+
+    def _record(self, losses: list[tf.Tensor]) -> list[float]:
+        """Fetches the losses of the last steps and writes them."""
         values = [float(loss) for loss in losses]
         first = self._state.step - len(values) + 1
         for step, value in enumerate(values, first):
             if not math.isfinite(value):
                 raise UserError(f"the loss of step {step} is {value}; lower --config.learning_rates")
-            self._summaries.training(step, value, float(self._state.optimizer._learning_rate(step - 1)))
-        return sum(values) / len(values)
+            self._summaries.training(step, value, float(self._rate(step - 1)))
+        return values
 
     @tf.function
     def _train_step(self, batch: Batch) -> tf.Tensor:
@@ -169,7 +190,7 @@ class _Run:
 
     def validate(self) -> None:
         """The mean loss over the validation split, if there is one."""
-        if self._panel_split != VALIDATION:
+        if not self._has_validation:
             return
         batches = reader.validation_batches(self._dataset, self._config.batch_size)
         total = count = 0.0
@@ -198,7 +219,8 @@ class _Run:
         """Draws the first examples of the validation split (of the train split, where that is empty)."""
         pictures = self._config.panel_pictures
         if pictures > 0:
-            batch = next(iter(reader.examples(self._dataset, self._panel_split).take(pictures).batch(pictures)))
+            split = VALIDATION if self._has_validation else TRAIN
+            batch = next(iter(reader.examples(self._dataset, split).take(pictures).batch(pictures)))
             self._summaries.panel(self._state.step, self._draw(batch["l_224"], batch["l_299"], batch["ab_224"]))
         self._summaries.flush()
 

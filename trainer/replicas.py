@@ -1,12 +1,14 @@
 """Which devices a run uses."""
 
 import logging
+import os
 
 import tensorflow as tf
 
 from pipeline.errors import UserError
 
 _LOGGER = logging.getLogger(__name__)
+_NVIDIA_DEVICE = "/dev/nvidia0"
 
 
 def split_cpu(count: int) -> None:
@@ -35,9 +37,15 @@ def create_strategy(batch_size: int) -> tf.distribute.Strategy:
         `MirroredStrategy` over several devices, `OneDeviceStrategy` for one.
 
     Raises:
-        UserError: the batch cannot be shared equally by the replicas.
+        UserError: the batch cannot be shared equally by the replicas, or there is a GPU that TensorFlow cannot use.
     """
-    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    gpus = tf.config.list_logical_devices("GPU")
+    if not gpus and os.path.exists(_NVIDIA_DEVICE) and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        raise UserError(
+            f"this machine has an NVIDIA device ({_NVIDIA_DEVICE}) but TensorFlow finds no GPU: install its CUDA "
+            "libraries with 'make gpu', or set CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
+    devices = gpus or tf.config.list_logical_devices("CPU")
     names = [device.name for device in devices]
     if batch_size < 1 or batch_size % len(names):
         raise UserError(

@@ -1,5 +1,6 @@
 """The learning rate over time, given in epochs."""
 
+import math
 from collections.abc import Sequence
 
 import keras
@@ -18,9 +19,12 @@ def epochs(rates: Sequence[float], epochs_per_rate: Sequence[int]) -> int:
             f"learning_rates {tuple(rates)} and epochs_per_learning_rate {tuple(epochs_per_rate)} must be of the same "
             "length, at least 1"
         )
-    if min(rates) <= 0 or min(epochs_per_rate) <= 0:
+    if not all(0 < rate < math.inf for rate in rates) or not all(
+        isinstance(count, int) and count > 0 for count in epochs_per_rate
+    ):
         raise UserError(
-            f"learning_rates {tuple(rates)} and epochs_per_learning_rate {tuple(epochs_per_rate)} must be above 0"
+            f"learning_rates {tuple(rates)} and epochs_per_learning_rate {tuple(epochs_per_rate)} must be above 0, and "
+            "epochs whole"
         )
     return sum(epochs_per_rate)
 

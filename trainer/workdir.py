@@ -2,14 +2,14 @@
 
 import json
 import logging
-import uuid
 
 import tensorflow as tf
 from ml_collections import ConfigDict
 
 from pipeline import manifest
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 from pipeline.manifest import Manifest
+from trainer import files
 
 _LOGGER = logging.getLogger(__name__)
 _CONFIG = "config.json"
@@ -17,37 +17,13 @@ _CONFIG = "config.json"
 _FIXED = ("model", "seed", "batch_size")
 
 
-def prepare(workdir: str, config: ConfigDict, dataset: Manifest) -> None:
-    """Saves configuration and manifest, or compares them with those of the run that is to go on.
+def check(workdir: str, config: ConfigDict, dataset: Manifest) -> None:
+    """Compares configuration and dataset with those of the run that is to go on, and says what differs.
 
     Raises:
-        UserError: the directory belongs to a run of another model or dataset, or cannot be written.
+        UserError: the directory belongs to a run of another model or dataset.
     """
-    try:
-        if tf.io.gfile.exists(_path(workdir, _CONFIG)):
-            _check_same_run(workdir, config, dataset)
-        tf.io.gfile.makedirs(workdir)
-        _write(workdir, manifest.FILE_NAME, dataset.to_json())
-        _write(workdir, _CONFIG, config.to_json_best_effort(indent=1))
-    except tf.errors.OpError as error:
-        raise UserError(f"--workdir={workdir} cannot be written: {error.message}") from error
-
-
-def load(workdir: str) -> tuple[ConfigDict, Manifest]:
-    """The configuration and the dataset's manifest of a run.
-
-    Raises:
-        UserError: there is no run.
-    """
-    return ConfigDict(json.loads(_read(workdir, _CONFIG))), _load_manifest(workdir)
-
-
-def _load_manifest(workdir: str) -> Manifest:
-    return Manifest.from_json(_read(workdir, manifest.FILE_NAME), _path(workdir, manifest.FILE_NAME))
-
-
-def _check_same_run(workdir: str, config: ConfigDict, dataset: Manifest) -> None:
-    saved, current = json.loads(_read(workdir, _CONFIG)), json.loads(config.to_json_best_effort())
+    saved, current = (json.loads(_to_json(each)) for each in (load(workdir)[0], config))
     for field in sorted(saved.keys() | current.keys()):
         before, now = saved.get(field), current.get(field)
         if before == now:
@@ -61,20 +37,48 @@ def _check_same_run(workdir: str, config: ConfigDict, dataset: Manifest) -> None
         raise UserError(f"--workdir={workdir} holds a run on another dataset; name another directory")
 
 
+def save(workdir: str, config: ConfigDict, dataset: Manifest) -> None:
+    """Saves the resolved configuration and the dataset's manifest with the run.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
+    try:
+        tf.io.gfile.makedirs(workdir)
+        files.write(_path(workdir, manifest.FILE_NAME), dataset.to_json().encode())
+        files.write(_path(workdir, _CONFIG), _to_json(config).encode())
+    except tf.errors.OpError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {one_line(error)}") from error
+
+
+def load(workdir: str) -> tuple[ConfigDict, Manifest]:
+    """The configuration and the dataset's manifest of a run.
+
+    Raises:
+        UserError: there is no run, or its files are damaged.
+    """
+    try:
+        config = ConfigDict(json.loads(_read(workdir, _CONFIG)))
+    except ValueError as error:
+        raise UserError(f"{_path(workdir, _CONFIG)} is damaged: {one_line(error)}") from error
+    return config, _load_manifest(workdir)
+
+
+def _load_manifest(workdir: str) -> Manifest:
+    return Manifest.from_json(_read(workdir, manifest.FILE_NAME), _path(workdir, manifest.FILE_NAME))
+
+
+def _to_json(config: ConfigDict) -> str:
+    return config.to_json_best_effort(indent=1)
+
+
 def _path(workdir: str, name: str) -> str:
     return tf.io.gfile.join(workdir, name)
 
 
 def _read(workdir: str, name: str) -> str:
     try:
-        with tf.io.gfile.GFile(_path(workdir, name)) as file:
-            return file.read()
+        with tf.io.gfile.GFile(_path(workdir, name), "rb") as file:
+            return file.read().decode(errors="replace")
     except tf.errors.OpError as error:
         raise UserError(f"--workdir={workdir} holds no run: {name} cannot be read") from error
-
-
-def _write(workdir: str, name: str, text: str) -> None:
-    temporary = _path(workdir, f"{name}.{uuid.uuid4().hex}.tmp")
-    with tf.io.gfile.GFile(temporary, "w") as file:
-        file.write(text)
-    tf.io.gfile.rename(temporary, _path(workdir, name), overwrite=True)

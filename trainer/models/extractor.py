@@ -9,7 +9,7 @@ import warnings
 
 import keras
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 
 _LOGGER = logging.getLogger(__name__)
 IMAGENET = "imagenet"
@@ -40,7 +40,7 @@ def create(weights: str | None, classes: int) -> keras.Model:
             warnings.simplefilter("error", UserWarning)  # Keras only warns of layers that a file has no weights for
             model = keras.applications.InceptionResNetV2(weights=weights, classes=classes, classifier_activation=None)
     except Exception as error:  # a download that fails, a file that is not HDF5, shapes that differ: each its own
-        reason = str(error).strip().splitlines()[0].split(". ")[0]
+        reason = one_line(error).split(". ")[0]
         raise UserError(
             f"feature weights '{weights}' cannot be loaded for {classes} classes: {reason}; name the path of a Keras "
             "weights file for Inception-ResNet-v2, or set model.feature_classes to its classes"

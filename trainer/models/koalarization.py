@@ -17,6 +17,7 @@ from trainer.models.base import ColorModel
 # Filters and stride of each 3x3 convolution.
 _ENCODER = ((64, 2), (128, 1), (128, 2), (256, 1), (256, 2), (512, 1), (512, 1), (256, 1))
 _FUSION = 256
+_WIDEST = 16
 _UP = None  # in place of filters: a doubling of rows and columns
 _DECODER = (128, _UP, 64, 64, _UP, 32)
 
@@ -25,8 +26,12 @@ class Koalarization(ColorModel):
     """Regresses a and b from L and the extractor's scores with a mean squared error."""
 
     def __init__(self, config: ConfigDict):
-        if config.width_multiplier <= 0:
-            raise UserError(f"model.width_multiplier is {config.width_multiplier}; choose a number above 0")
+        if not 0 < config.width_multiplier <= _WIDEST:
+            raise UserError(f"model.width_multiplier is {config.width_multiplier}; choose above 0, at most {_WIDEST}")
+        if config.feature_classes < 1:
+            raise UserError(
+                f"model.feature_classes is {config.feature_classes}; choose 1000, or 1001 with a background"
+            )
         weights = None if config.feature_weights in (None, "none", "None") else config.feature_weights
         self.extractor = extractor.create(weights, config.feature_classes)
         self.network = build_network(config.feature_classes, config.width_multiplier)
