@@ -12,24 +12,26 @@ CORE = [
     "protobuf>=6.31,<7",
     "tqdm>=4.66,<5",
 ]
+# Workers and submitter must run the same minor version of Beam.
 WORKER = ["apache-beam>=2.77,<2.78"]
 TRAINER = [
-    "tensorflow>=2.21,<2.22",
+    "tensorflow>=2.21,<2.22",  # a new minor version changes kernels, and with them the last digits of every loss
     "keras>=3.12,<3.16",
     "tensorboard>=2.20,<2.22",
-    "tensorflow-io==0.37.1; python_version < '3.13'",
+    "tensorflow-io==0.37.1; python_version < '3.13'",  # the last release; no build for 3.13
 ]
+GPU = ["tensorflow[and-cuda]>=2.21,<2.22; sys_platform == 'linux'"]
 TEST = [
     "pytest>=8.3,<10",
     "hypothesis>=6.100,<7",
     "scikit-image>=0.25,<0.27",
-    "setuptools>=75",
+    "setuptools>=75,<90",
 ]
 DEV = [
     "grpcio-tools>=1.76,<1.81",  # writes protobuf 6.31 code, which every protobuf that TensorFlow allows can load
-    "mypy>=1.14",
-    "ruff>=0.9",
-    "uv>=0.5",
+    "mypy>=1.14,<3",
+    "ruff>=0.9,<0.18",
+    "uv>=0.5,<0.14",
 ]
 
 setup(
@@ -38,5 +40,5 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["pipeline*", "beam_jobs*", "trainer*", "configs*"]),
     install_requires=CORE,
-    extras_require={"worker": WORKER, "trainer": TRAINER, "test": TEST, "dev": DEV},
+    extras_require={"worker": WORKER, "trainer": TRAINER, "gpu": GPU, "test": TEST, "dev": DEV},
 )
