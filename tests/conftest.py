@@ -9,6 +9,7 @@ import tensorflow as tf
 from beam_jobs import preprocess
 from configs import demo
 from pipeline import cli, reader
+from pipeline.example import LAYOUTS
 from tests import helpers
 from tools import photographs
 from trainer import models, replicas
@@ -48,11 +49,17 @@ def make_dataset(pictures):
     return make
 
 
-@pytest.fixture(scope="session", params=["full", "compact"])
-def dataset(request, make_dataset, tmp_path_factory):
-    """The demo's dataset in each layout."""
-    folder = tmp_path_factory.mktemp(request.param)
-    return reader.open_dataset(str(make_dataset(folder, f"--config.dataset.layout={request.param}")))
+@pytest.fixture(scope="session")
+def datasets(make_dataset, tmp_path_factory):
+    """The demo's dataset in each layout, by name."""
+    folders = {name: make_dataset(tmp_path_factory.mktemp(name), f"--config.dataset.layout={name}") for name in LAYOUTS}
+    return {name: reader.open_dataset(str(folder)) for name, folder in folders.items()}
+
+
+@pytest.fixture(params=LAYOUTS)
+def dataset(request, datasets):
+    """The demo's dataset, in one layout after the other."""
+    return datasets[request.param]
 
 
 @pytest.fixture(scope="session")

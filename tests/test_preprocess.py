@@ -68,39 +68,45 @@ def test_every_picture_stands_where_its_hash_says(dataset):
     assert len(set(keys)) == len(keys) == 96
 
 
-def distance(found, resized, channels):
-    """How far normalized tensors [H, W, C] are from those of a picture that is not yet rounded to 8 bits.
+def ways_to_round(resized):
+    """Lab, normalized, of a picture [H, W, 3] that is not yet rounded to 8 bits.
 
-    Where an average lies halfway between two levels, either is right: of the ways to round it the nearest counts.
+    Where an average lies halfway between two levels, either is right: every way to round it is tried.
     """
-    ways = []
     for choice in itertools.product((-1e-3, 1e-3), repeat=3):
         lab = skimage.color.rgb2lab(np.clip(np.rint(resized + choice), 0, 255).astype(np.uint8))
-        ways.append(np.abs(found - (lab / [50, 128, 128] - [1, 0, 0])[..., channels]).max(axis=-1))
-    return np.min(ways, axis=0).max()
+        yield lab / [50, 128, 128] - [1, 0, 0]
 
 
-def test_tensors_of_every_picture_equal_scikit_image(dataset, pictures, tmp_path):
-    """Read back by tf.data; computed anew by scikit-image, from the file to Lab."""
-    expected = {}
+def test_tensors_of_every_picture_equal_scikit_image(datasets, pictures, tmp_path):
+    """Read back by tf.data from both layouts; computed anew by scikit-image, from the file to Lab."""
+    found = {
+        name: {own["key"].decode(): own for split in SPLITS for own in read_all(dataset, split)}
+        for name, dataset in datasets.items()
+    }
+    seen = 0
     for source in ("places365:val_256.tar", "imagenet:ILSVRC2012_img_train.tar"):
         kind, name = source.split(":")
         files = RangeReader()
         for ref in list_pictures(parse_source(f"{kind}:{pictures}/archives/{name}")):
             (tmp_path / "picture.jpg").write_bytes(files.read(ref))
-            expected[ref.key] = skimage.io.imread(tmp_path / "picture.jpg"), ref
-        files.close()
-    storage = example.layout(dataset.manifest.layout).storage
-    seen = 0
-    for split in SPLITS:
-        for found in reader.examples(dataset, split).as_numpy_iterator():
-            rgb, ref = expected[found["key"].decode()]
-            assert (found["source"].decode(), found["label"].decode()) == (ref.source, ref.label)
-            for name, size, channels in (("l_224", 224, [0]), ("l_299", 299, [0, 0, 0]), ("ab_224", 224, [1, 2])):
-                difference = distance(found[name], exactly_resized(rgb, size, size), channels)
-                assert difference <= storage[name].error + 1e-5, (found["key"], name)
+            rgb = skimage.io.imread(tmp_path / "picture.jpg")
+            for size, tensors in ((224, {"l_224": [0], "ab_224": [1, 2]}), (299, {"l_299": [0, 0, 0]})):
+                expected = list(ways_to_round(exactly_resized(rgb, size, size)))
+                for layout, by_key in found.items():
+                    own = by_key[ref.key]
+                    assert (own["source"].decode(), own["label"].decode()) == (ref.source, ref.label)
+                    for tensor, channels in tensors.items():
+                        errors = [np.abs(own[tensor] - lab[..., channels]).max(axis=-1) for lab in expected]
+                        stated = example.layout(layout).storage[tensor].error
+                        assert np.min(errors, axis=0).max() <= stated + 1e-5, (ref.key, tensor)
             seen += 1
+        files.close()
     assert seen == 96
+
+
+def read_all(dataset, split):
+    return reader.examples(dataset, split).as_numpy_iterator()
 
 
 @pytest.mark.parametrize(
