@@ -10,7 +10,7 @@ from beam_jobs import preprocess
 from pipeline import color, image, reader
 from pipeline.errors import UserError
 from tests.helpers import events, scalars
-from trainer import loop
+from trainer import loop, models
 from trainer.checkpoints import Checkpoints
 from trainer.colorizer import Colorizer
 
@@ -61,6 +61,17 @@ def test_two_replicas_equal_one_to_the_last_digits_in_float64(
     assert_weights_close(one, two, rtol=1e-9, atol=1e-9)
     for first, second in zip(one.optimizer.variables, two.optimizer.variables, strict=True):
         np.testing.assert_allclose(first.numpy(), second.numpy(), rtol=1e-6, atol=1e-15)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_first_loss_is_the_mean_over_the_batch_of_the_untrained_model(
+    config, compact_dataset, two_replicas, tmp_path, replicas
+):
+    train(config, compact_dataset, tmp_path, two_replicas if replicas == 2 else None)
+    batch = next(iter(reader.train_batches(compact_dataset, config.batch_size, config.seed, 0, 1, flip=True)))
+    model = models.create(config.model, config.seed)
+    losses = model.loss(model.outputs(batch, training=False), batch)
+    assert scalars(tmp_path, "loss")[1] == pytest.approx(float(tf.reduce_mean(losses)), rel=1e-5)
 
 
 def test_validation_loss_is_the_mean_over_examples(config, compact_dataset, two_replicas, tmp_path):
