@@ -26,7 +26,7 @@ demo: setup
 	@echo
 	@echo "shards:       $(DEMO)/data/*.tfrecord, described by $(DEMO)/data/dataset.json"
 	@echo "TensorBoard:  $(BIN)/tensorboard --logdir=$(DEMO)/run"
-	@echo "pictures:     $(DEMO)/colorized/sheet.png (gray, predicted, truth; none was trained on)"
+	@echo "pictures:     $(DEMO)/colorized/sheet.png (gray, predicted, truth; no pixel of it was trained on)"
 
 test: setup
 	$(RUN) pytest tests

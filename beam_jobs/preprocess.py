@@ -1,4 +1,4 @@
-"""Turns archives and folders of pictures into TFRecord shards that hold the model's tensors.
+r"""Turns archives and folders of pictures into TFRecord shards that hold the model's tensors.
 
     python -m beam_jobs.preprocess --config=configs/koalarization.py \
         --source=places365:val_256.tar --output=DATA
@@ -90,8 +90,9 @@ def _report(result: Manifest, output: str, seconds: float) -> None:
     )
     listed = result.examples + result.rejected
     _LOGGER.info(
-        "%s: %s; %d of %d pictures rejected (see %s); %.1f images/s in %.0f s",
-        output, splits, result.rejected, listed, manifest.REJECTS_FILE_NAME, listed / seconds, seconds,
+        "%s: %s; %d of %d pictures rejected%s; %.1f images/s in %.0f s",
+        output, splits, result.rejected, listed, f" (see {manifest.REJECTS_FILE_NAME})" if result.rejected else "",
+        listed / seconds, seconds,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.model.feature_weights = None
     config.batch_size = 8
     config.learning_rates = (1e-3, 3e-4)
-    config.epochs_per_learning_rate = (6, 2)
+    config.epochs_per_learning_rate = (5, 2)
     config.panel_pictures = 4
     config.steps_per_log = 5
     return config

@@ -1,4 +1,4 @@
-"""Deep Koalarization as in the report: Places365's 36,500 validation pictures, 25 epochs.
+r"""Deep Koalarization as in the report: Places365's 36,500 validation pictures, 25 epochs.
 
     python -m beam_jobs.preprocess --config=configs/koalarization.py \
         --source=places365:val_256.tar --output=DATA

@@ -7,6 +7,7 @@ own size and name in the output directory. A picture that cannot be read is name
 """
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from pipeline.rejects import RejectedImage
 from trainer import files
 from trainer.colorizer import Colorizer
 
+_LOGGER = logging.getLogger("trainer.colorize")
 _BATCH = 8
 
 
@@ -66,6 +68,7 @@ def colorize(work_dir: str, output: str, pictures: Sequence[str]) -> None:
                 for path, result in zip(readable, results, strict=True):
                     _write_png(targets[path], result)
             bar.update(len(paths))
+    _LOGGER.info("%d pictures in %s", len(pictures) - len(failures), output)
     if failures:
         raise UserError(f"{len(failures)} of {len(pictures)} pictures could not be colorized: {'; '.join(failures)}")
 

@@ -55,7 +55,8 @@ def create_strategy(batch_size: int) -> tf.distribute.Strategy:
     one = len(names) == 1
     strategy = tf.distribute.OneDeviceStrategy(names[0]) if one else tf.distribute.MirroredStrategy(names)
     _LOGGER.info(
-        "%s on %s: %d replicas, batch of %d, %d per replica",
-        type(strategy).__name__, ", ".join(names), len(names), batch_size, batch_size // len(names),
+        "%s on %s: %d %s, batch of %d, %d per replica",
+        type(strategy).__name__, ", ".join(names), len(names), "replica" if one else "replicas", batch_size,
+        batch_size // len(names),
     )  # fmt: skip
     return strategy
