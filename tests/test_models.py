@@ -173,10 +173,14 @@ class TestExtractor:
             extractor.create("imagenet", 1000)
 
 
-def test_feature_weights_none_can_be_said_on_the_command_line(tiny_extractor):
+def test_feature_weights_none_can_be_said_on_the_command_line(tiny_extractor, monkeypatch):
+    asked, create = [], extractor.create
+    monkeypatch.setattr(extractor, "create", lambda weights, classes: asked.append(weights) or create(weights, classes))
     config = demo.get_config().model
-    config.feature_weights = "none"
-    models.create(config, seed=1)
+    for weights in ("none", None, "a/path.h5"):
+        config.feature_weights = weights
+        models.create(config, seed=1)
+    assert asked == [None, None, "a/path.h5"]
 
 
 @pytest.mark.parametrize(
