@@ -6,6 +6,7 @@ CORE = [
     "absl-py>=2.1,<3",
     "google-crc32c>=1.6,<2",
     "ml-collections>=1.0,<2",
+    "msgspec>=0.19,<0.23",
     "numpy>=2.1,<3",
     "opencv-python-headless>=4.10,<6",
     "pillow>=11,<13",

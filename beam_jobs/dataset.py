@@ -84,10 +84,9 @@ def _write_manifest(reports: Sequence[ShardReport], output: str, spec: DatasetSp
             file.write(line.encode())
     summary = _summarize(reports, spec)
     if not summary.splits[TRAIN].examples:
-        raise UserError(
-            f"no picture for the train split: {summary.examples + summary.rejected} found, {summary.rejected} of them "
-            f"rejected; {output}/{manifest.REJECTS_FILE_NAME} names each with its reason"
-        )
+        found, rejected = summary.examples + summary.rejected, summary.rejected
+        advice = f"{output}/{manifest.REJECTS_FILE_NAME} says why" if rejected else "lower dataset.validation_fraction"
+        raise UserError(f"no picture for the train split: {found} found, {rejected} of them rejected; {advice}")
     with storage.create(FileSystems.join(output, manifest.FILE_NAME)) as file:
         file.write(summary.to_json().encode())
 
@@ -110,4 +109,4 @@ def _summarize(reports: Sequence[ShardReport], spec: DatasetSpec) -> Manifest:
             rejected_by_source=dict(sorted(rejected.items())),
         )
     partition = spec.partition
-    return Manifest(spec.layout, spec.resize_mode.value, partition.seed, partition.validation_fraction, splits)
+    return Manifest(spec.layout, spec.resize_mode, partition.seed, partition.validation_fraction, splits)

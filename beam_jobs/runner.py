@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn, TextIO
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.runners import create_runner
 from tqdm import tqdm
 
-from pipeline.errors import UsageError, UserError
+from pipeline.errors import UsageError, UserError, one_line
 
 # Beam's own default starts by downloading a runner; this one is part of the Python package and uses every core.
 _EMBEDDED = ("--runner=FnApiRunner", "--direct_running_mode=multi_threading", "--direct_num_workers=0")
@@ -28,7 +29,7 @@ def parse_options(argv: Sequence[str]) -> PipelineOptions:
     """Reads Beam's options; without `--runner`, all cores of this machine and no download.
 
     Raises:
-        UsageError: an option that Beam does not know, or a value that it does not take.
+        UsageError: an option that Beam does not know, a value that it does not take, or an engine that is not there.
     """
     options = PipelineOptions([*_EMBEDDED, *argv])
     unknown: list[str] = []
@@ -38,7 +39,14 @@ def parse_options(argv: Sequence[str]) -> PipelineOptions:
         unknown.extend(parser.parse_known_args(list(argv))[1])
 
     options.get_all_options(add_extra_args_fn=inspect, retain_unknown_options=True)
-    if unknown and options.view_as(StandardOptions).runner not in _RUNNERS_WITH_OPTIONS_OF_THEIR_OWN:
+    runner, workers = options.view_as(StandardOptions).runner, options.view_as(DirectOptions).direct_num_workers
+    try:
+        create_runner(runner)
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"--runner={runner} cannot be used: {one_line(error)}") from error
+    if workers < 0:
+        raise UsageError(f"--direct_num_workers={workers}; choose a number from 1, or 0 for all cores")
+    if unknown and runner not in _RUNNERS_WITH_OPTIONS_OF_THEIR_OWN:
         raise UsageError(f"unknown option {unknown[0]}")
     return options
 

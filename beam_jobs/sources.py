@@ -163,7 +163,7 @@ def _list_archive(source: Source) -> Iterator[tar.Member]:
     try:
         with storage.open_binary(source.path) as file:
             yield from tar.members(file)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # numbers in a damaged header
         raise UserError(f"source {source} is not a complete, uncompressed tar archive: {error}") from error
     except OSError as error:
         raise UserError(f"source {source} cannot be read: {one_line(error)}") from error
@@ -173,7 +173,7 @@ def _list_tree(source: Source) -> Iterator[tuple[str, int]]:
     """Yields (path, length) of the files of a folder, a pattern, or a single file."""
     path = source.path
     if _is_folder(path):  # Beam's matching has no way to quote brackets in a folder's name
-        yield from ((file_path, _size(file_path)) for file_path in _walk(source))
+        yield from ((file_path, _size(file_path)) for file_path in _walk(source) if _is_file(file_path))
         return
     if os.path.isfile(path):
         yield path, _size(path)
@@ -182,7 +182,8 @@ def _list_tree(source: Source) -> Iterator[tuple[str, int]]:
         path = path.rstrip("/") + "/**"
     try:
         for metadata in itertools.chain.from_iterable(r.metadata_list for r in FileSystems.match([path])):
-            yield metadata.path, metadata.size_in_bytes
+            if "://" in path or _is_file(metadata.path):
+                yield metadata.path, metadata.size_in_bytes
     except OSError as error:
         raise UserError(f"source {source} cannot be listed: {one_line(error)}") from error
 
@@ -205,6 +206,11 @@ def _walk(source: Source) -> Iterator[str]:
             continue
         seen.add((status.st_dev, status.st_ino))
         yield from (os.path.join(folder, name) for name in names)
+
+
+def _is_file(path: str) -> bool:
+    """Whether a local path is a file, or a broken link to one; reading from a pipe or a device might never end."""
+    return os.path.isfile(path) or not os.path.exists(path)
 
 
 def _size(path: str) -> int:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from pipeline.errors import UserError, one_line
+from pipeline.errors import UsageError, UserError, one_line
 
 
 @contextlib.contextmanager
@@ -17,15 +17,20 @@ def create(path: str) -> Iterator[BinaryIO]:
     """Opens a file for writing under a temporary name and gives it its own when the block ends without an error.
 
     Whoever finds the final name finds the whole file; a block that fails leaves nothing behind.
+
+    Raises:
+        UserError: it cannot be written.
     """
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
         with FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED) as file:
             yield file
         FileSystems.rename([temporary], [path])
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):  # the error that brought us here is the one to report
             FileSystems.delete([temporary])
+        if isinstance(error, OSError):
+            raise UserError(f"{path} cannot be written: {one_line(error)}; make room there, or name another") from error
         raise
 
 
@@ -61,8 +66,21 @@ def make_directory(path: str) -> None:
 
 
 def absolute(path: str) -> str:
-    """A local path made absolute, for workers that run elsewhere; a remote one as it is."""
-    return path if "://" in path else os.path.abspath(path)
+    """A local path made absolute, for workers that run elsewhere; a remote one as it is.
+
+    Raises:
+        UsageError: a remote one that nothing here can open.
+    """
+    if "://" not in path:
+        return os.path.abspath(path)
+    try:
+        FileSystems.get_filesystem(path)
+    except (ValueError, OSError) as error:
+        raise UsageError(
+            f"{path} cannot be opened: no file system of that kind is installed; give a local path, or install "
+            "apache-beam[gcp] for gs://"
+        ) from error
+    return path
 
 
 def count(directory: str, names: Collection[str]) -> int:

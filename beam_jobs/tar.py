@@ -58,9 +58,13 @@ def members(file: BinaryIO) -> Iterator[Member]:
     Raises:
         tarfile.TarError: not a tar archive, or damaged or cut short; members before the damage were already yielded.
     """
+    end = file.seek(0, io.SEEK_END)
+    file.seek(0)
     with tarfile.open(fileobj=file, mode="r:") as archive:
         while (info := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # the listing that tarfile keeps would grow with the archive
+            if info.size < 0 or info.offset_data + info.size > end:
+                raise tarfile.ReadError(f"member {info.name!r} of {info.size} bytes at byte {info.offset} of {end}")
             if not info.isreg():
                 continue
             if info.name.endswith(".tar"):

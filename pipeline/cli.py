@@ -7,18 +7,30 @@ times in one process, and nothing below it can read a flag.
 import contextlib
 import logging
 import re
+import signal
 import sys
-import traceback
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from configs import koalarization
+from pipeline import config
 from pipeline.errors import UsageError, UserError
 
-_LARGEST_SEED = 2**32 - 1  # that Keras takes
+_CONFIG_FIELD = re.compile(r"--?(?:no)?config\.([^=]+)")
+_CONFIG_VALUE = re.compile(r"--?config\.([^=]+)=")
+_HELP = {"--help", "-h", "--helpfull", "--helpshort"}
 _PACKAGES = ("pipeline", "beam_jobs", "trainer", "tools")
+
+
+class Terminated(BaseException):
+    """The process was told to stop."""
+
+    def __init__(self, number: signal.Signals):
+        super().__init__(number)
+        self.signal = number
 
 
 class HelpRequested(Exception):
@@ -33,24 +45,58 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         argv: the command line.
 
     Returns:
-        0 on success, 1 for a `UserError`, 2 for a command line that cannot be understood, 130 when interrupted. Other
-        exceptions are bugs and pass through with their stack trace.
+        0 on success, 1 for a `UserError`, 2 for a command line that cannot be understood, 128 and the signal's number
+        (130 for an interrupt) when it was told to stop. Other exceptions are bugs, and pass through with their traces.
     """
     try:
-        with _logging():
-            main(argv)
+        with _logging(), _signals():
+            main(_with_flag_files(argv))
     except HelpRequested as help_text:
         print(help_text)
     except UsageError as error:
-        print(f"error: {error} (--help shows the options)", file=sys.stderr)
+        _say(f"{error} (--help shows the options)")
         return 2
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(str(error))
         return 1
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+        _say("interrupted")
         return 130
+    except Terminated as signal_:
+        _say(f"stopped by {signal_.signal.name}")
+        return 128 + signal_.signal
     return 0
+
+
+def _with_flag_files(argv: Sequence[str]) -> list[str]:
+    """The command line with the content of each `--flagfile` in its place."""
+    try:
+        return flags.FlagValues().read_flags_from_files(list(argv), force_gnu=False)
+    except flags.Error as error:
+        raise UsageError(_last_line(error).removeprefix("ERROR:: ")) from error
+
+
+def _say(message: str) -> None:
+    r"""Prints an error as one line, whatever the names in it; a file's may hold a line break."""
+    print("error: " + message.replace("\n", "\\n"), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Lets a program that is told to stop clean up as one that is interrupted does."""
+    if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
+        yield
+        return
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise Terminated(signal.Signals(number))
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -70,7 +116,13 @@ def _logging() -> Iterator[None]:
 
 
 def define_config(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """Adds `--config=FILE` and `--config.field=value`."""
+    """Adds `--config=FILE` and `--config.field=value`.
+
+    Raises:
+        UsageError: the command line names no file that can be used, or fields that it does not have.
+    """
+    if not _HELP & set(argv):
+        _check_config_arguments(argv)
     config_flags.DEFINE_config_file(
         "config",
         None,
@@ -94,49 +146,42 @@ def parse(values: flags.FlagValues, argv: Sequence[str], help_text: str | None, 
         What is left: positional arguments and, with `known_only`, unknown flags.
 
     Raises:
-        UsageError: a flag, a configuration file or a field of it that cannot be understood.
+        UsageError: a flag, or a field of the configuration, that cannot be understood.
         HelpRequested: `--help` or `-h` stands on the command line.
     """
-    if {"--help", "-h", "--helpfull", "--helpshort"} & set(argv):
+    if _HELP & set(argv):
         raise HelpRequested(f"{(help_text or '').strip()}\n\nOptions:\n{_describe(values)}")
     try:
-        rest = values(list(argv), known_only=known_only)[1:]
-    except (KeyError, AttributeError) as error:
-        raise UsageError(_config_failure(error, argv) or _unknown_field(error)) from error
-    except Exception as error:  # a configuration file is a program, and may fail in any way
-        raise UsageError(_config_failure(error, argv) or _last_line(error)) from error
-    if "config" in values:
-        _check_config(values)
+        rest = values(_last_of_each_field(argv), known_only=known_only)[1:]
+        if "config" in values:
+            config.check(values.config, f"--config={config_flags.get_config_filename(values['config'])}")
+    except UserError as error:
+        raise UsageError(str(error)) from error
+    except Exception as error:  # absl has a class of errors of its own, ml_collections raises any
+        raise UsageError(_last_line(error)) from error
     return rest
 
 
-def _check_config(values: flags.FlagValues) -> None:
-    if values["config"].value is None:
+def _check_config_arguments(argv: Sequence[str]) -> None:
+    """Looks for the configuration file, and in it for the fields that the command line sets."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("config", None, "", flag_values=values)
+    rest = values(list(argv), known_only=True)
+    if not values.config:
         raise UsageError("--config is missing: name a configuration file, as --config=configs/koalarization.py")
-    path, config = config_flags.get_config_filename(values["config"]), values.config
-    if not isinstance(config, ConfigDict):  # what a file that is not there, or cannot be read, leaves
-        raise UsageError(f"--config={path} cannot be read; name a configuration file, as configs/koalarization.py")
-    if missing := sorted(_fields(koalarization.get_config()) - _fields(config)):
-        raise UsageError(f"--config={path} has no field '{missing[0]}'; start from configs/koalarization.py")
-    if not 0 <= config.seed <= _LARGEST_SEED:
-        raise UsageError(f"seed is {config.seed}; choose a whole number from 0 to {_LARGEST_SEED}")
+    names = (match[1] for match in map(_CONFIG_FIELD.match, rest) if match)
+    try:
+        config.check_names(config.load(values.config), names)
+    except UserError as error:
+        raise UsageError(str(error)) from error
 
 
-def _fields(config: ConfigDict) -> set[str]:
-    """The names of all fields, those of a section as `section.field`."""
-    names = set()
-    for name, value in config.items():
-        names |= {f"{name}.{inner}" for inner in value} if isinstance(value, ConfigDict) else {name}
-    return names
-
-
-def _config_failure(error: Exception, argv: Sequence[str]) -> str | None:
-    """What went wrong within the configuration file itself, if that is where it did."""
-    paths = [argument.split("=", 1)[1].split(":")[0] for argument in argv if argument.startswith("--config=")]
-    frames = traceback.extract_tb(error.__traceback__)
-    if not paths or not any(frame.filename == paths[-1] for frame in frames):
-        return None
-    return f"--config={paths[-1]} fails: {type(error).__name__}: {_last_line(error)}"
+def _last_of_each_field(argv: Sequence[str]) -> list[str]:
+    """The command line without fields that are set again further on: ml_collections would join repeated tuples."""
+    fields = [match and match[1] for match in map(_CONFIG_VALUE.match, argv)]
+    return [
+        argument for place, argument in enumerate(argv) if not fields[place] or fields[place] not in fields[place + 1 :]
+    ]
 
 
 def require(values: flags.FlagValues, *names: str) -> None:
@@ -161,12 +206,6 @@ def _describe(values: flags.FlagValues) -> str:
 
 def _help(flag: flags.Flag) -> str:
     return str(flag.help).splitlines()[0].rstrip(";")
-
-
-def _unknown_field(error: Exception) -> str:
-    r"""ml_collections says `'sed'` or, where a name is near, `'sed'\nDid you mean "seed" instead of "sed"?`."""
-    field, *advice = re.findall(r"\w[\w ]*", str(error.args[0]).replace("\\n", "\n"))
-    return f"no configuration field '{field}'" + (f": did you mean '{advice[1]}'?" if advice else "")
 
 
 def _last_line(error: Exception) -> str:

@@ -2,25 +2,30 @@
 
 import dataclasses
 import json
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from pipeline import example, tensors
 from pipeline.errors import UserError
+from pipeline.image import ResizeMode
 from pipeline.shards import SPLITS
 
 FILE_NAME = "dataset.json"
 REJECTS_FILE_NAME = "rejects.jsonl"
 SCHEMA_VERSION = 1
+_Count = Annotated[int, Meta(ge=0)]
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardInfo:
     """One shard file: its name, examples, size in bytes, and CRC-32C (eight hexadecimal digits)."""
 
-    name: str
-    examples: int
-    bytes: int
-    crc32c: str
+    name: Annotated[str, Meta(pattern=r"^[^/]+$")]
+    examples: _Count
+    bytes: _Count
+    crc32c: Annotated[str, Meta(pattern=r"^[0-9a-f]{8}$")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +33,8 @@ class SplitInfo:
     """One split: its shards in order, and counts per source of pictures written and rejected."""
 
     shards: tuple[ShardInfo, ...]
-    examples_by_source: dict[str, int]
-    rejected_by_source: dict[str, int]
+    examples_by_source: dict[str, _Count]
+    rejected_by_source: dict[str, _Count]
 
     @property
     def examples(self) -> int:
@@ -47,9 +52,9 @@ class Manifest:
     """A dataset: how it was made and what each split holds."""
 
     layout: str
-    resize_mode: str
-    seed: int
-    validation_fraction: float
+    resize_mode: ResizeMode
+    seed: _Count
+    validation_fraction: Annotated[float, Meta(ge=0, lt=1)]
     splits: dict[str, SplitInfo]
 
     @property
@@ -91,10 +96,11 @@ class Manifest:
                 "with this version of the program"
             )
         try:
-            manifest = _from_fields(fields)
-            described = json.loads(json.dumps(_describe(manifest.layout)))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"{path} is damaged ({error!r}); make the dataset again") from error
+            manifest = msgspec.convert(fields, cls)
+        except msgspec.ValidationError as error:
+            raise UserError(f"{path} is damaged ({error}); make the dataset again") from error
+        _check(manifest, path)
+        described = json.loads(json.dumps(_describe(manifest.layout)))
         if fields.get("tensors") != described:
             raise UserError(
                 f"{path} describes other tensors than layout '{manifest.layout}' has; make the dataset again"
@@ -110,14 +116,14 @@ def _describe(layout: str) -> dict[str, Any]:
     }
 
 
-def _from_fields(fields: dict[str, Any]) -> Manifest:
-    splits = {
-        name: SplitInfo(
-            shards=tuple(ShardInfo(**shard) for shard in split["shards"]),
-            examples_by_source=dict(split["examples_by_source"]),
-            rejected_by_source=dict(split["rejected_by_source"]),
-        )
-        for name, split in ((name, fields["splits"][name]) for name in SPLITS)
-    }
-    names = (field.name for field in dataclasses.fields(Manifest) if field.name != "splits")
-    return Manifest(splits=splits, **{name: fields[name] for name in names})
+def _check(manifest: Manifest, path: str) -> None:
+    """What types cannot say."""
+    if set(manifest.splits) != set(SPLITS):
+        raise UserError(f"{path} is damaged (splits {sorted(manifest.splits)}); make the dataset again")
+    for name, split in manifest.splits.items():
+        by_source = sum(split.examples_by_source.values())
+        if by_source != split.examples:
+            raise UserError(
+                f"{path} is damaged ({name} shards of {split.examples} examples from sources of {by_source}); "
+                "make the dataset again"
+            )

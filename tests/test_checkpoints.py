@@ -63,9 +63,18 @@ def test_what_fails_while_it_is_written_is_no_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tf.io.gfile, "rename", fail)
     checkpoints = Checkpoints(str(tmp_path))
-    with pytest.raises(tf.errors.ResourceExhaustedError):
+    with pytest.raises(UserError, match="checkpoint .*step-00000001 cannot be written: disk full"):
         checkpoints.save(1, network, optimizer, keep=2)
     assert checkpoints.steps() == []
+
+
+def test_a_folder_of_another_step_is_refused(tmp_path):
+    network, optimizer = state()
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(1, network, optimizer, keep=2)
+    (tmp_path / "checkpoints/step-00000001").rename(tmp_path / "checkpoints/step-99999999")
+    with pytest.raises(UserError, match="step-99999999 is damaged or of another model: it holds step 0"):
+        checkpoints.restore(99999999, network, optimizer)
 
 
 def test_another_network_is_refused(tmp_path):

@@ -1,9 +1,11 @@
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from pipeline import cli, color, image, reader, tensors
-from tests.helpers import encoded, noise
+from tests.helpers import Terminal, encoded, noise
 from tests.test_loop import train
 from trainer import colorize
 from trainer.checkpoints import Checkpoints
@@ -52,7 +54,7 @@ def test_lightness_is_the_pictures_own(run):
 def test_batches_and_single_pictures_agree(run):
     colorizer = Colorizer.load(str(run))
     pictures = [noise(30, 40, 1), noise(50, 20, 2), noise(224, 224, 3)]
-    together = colorizer.colorize(pictures)
+    together = list(colorizer.colorize(pictures))
     for picture, result in zip(pictures, together, strict=True):
         (alone,) = colorizer.colorize([picture])
         assert np.abs(alone.astype(int) - result).max() <= 1
@@ -96,6 +98,41 @@ def test_bad_pictures_are_named_and_the_rest_is_done(run, tmp_path, capsys):
     assert f"{cut} (truncated" in message
     assert "absent.png (No such file or directory)" in message
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+
+
+def test_results_of_its_own_are_replaced_and_no_other_file(run, tmp_path, capsys):
+    picture, result = tmp_path / "picture.jpg", tmp_path / "out/picture.png"
+    picture.write_bytes(encoded(noise(20, 20), "JPEG"))
+    assert call(run, tmp_path / "out", picture) == 0
+    first = result.read_bytes()
+    picture.write_bytes(encoded(noise(20, 20, 1), "JPEG"))
+    assert call(run, tmp_path / "out", picture) == 0
+    assert result.read_bytes() != first
+    for other in (encoded(noise(5, 5)), b"no picture"):
+        result.write_bytes(other)
+        assert call(run, tmp_path / "out", picture) == 1
+        assert "picture.png would be overwritten, and was not written by this program" in capsys.readouterr().err
+        assert result.read_bytes() == other
+
+
+def test_a_pipe_does_not_block_and_a_name_that_cannot_be_written_does_not_stop_the_rest(run, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.png")
+    long, good = tmp_path / f"{'x' * 250}.jpg", tmp_path / "good.jpg"  # 250 and ".png" and what is written aside
+    for picture in (long, good):
+        picture.write_bytes(encoded(noise(20, 20), "JPEG"))
+    assert call(run, tmp_path / "out", tmp_path / "pipe.png", long, good) == 1
+    message = capsys.readouterr().err
+    assert f"{tmp_path}/pipe.png (not a file)" in message
+    assert "xxx.png cannot be written" in message
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+
+
+def test_progress_bar_on_a_terminal(run, tmp_path, monkeypatch):
+    (tmp_path / "one.jpg").write_bytes(encoded(noise(20, 20), "JPEG"))
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    assert call(run, tmp_path / "out", tmp_path / "one.jpg") == 0
+    assert "colorize: 100%" in terminal.getvalue()
+    assert "1/1" in terminal.getvalue()
 
 
 class TestMistakes:

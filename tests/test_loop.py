@@ -1,5 +1,7 @@
 import copy
+import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -9,7 +11,7 @@ import tensorflow as tf
 from beam_jobs import preprocess
 from pipeline import color, image, reader
 from pipeline.errors import UserError
-from tests.helpers import events, scalars
+from tests.helpers import Terminal, events, scalars
 from trainer import loop, models
 from trainer.checkpoints import Checkpoints
 from trainer.colorizer import Colorizer
@@ -243,6 +245,44 @@ def test_damaged_checkpoint_is_refused(config, compact_dataset, tmp_path):
         with pytest.raises(UserError, match=f"checkpoint .*step-{newest:08d} is damaged or of another model") as caught:
             train(config, compact_dataset, tmp_path)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"seed": 1}', "config"])
+def test_a_damaged_configuration_of_a_run_is_refused(config, compact_dataset, tmp_path, text):
+    train(config, compact_dataset, tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    for use in (lambda: train(config, compact_dataset, tmp_path), lambda: Colorizer.load(str(tmp_path))):
+        with pytest.raises(UserError, match="config.json is damaged .*; name the directory of a run of this version"):
+            use()
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match="holds no run: config.json cannot be read"):
+        train(config, compact_dataset, tmp_path)
+
+
+def test_events_that_cannot_be_written_are_one_line(config, compact_dataset, tmp_path):
+    (tmp_path / "tensorboard").write_text("a file in the way")
+    with pytest.raises(UserError, match="tensorboard cannot be written"):
+        train(config, compact_dataset, tmp_path)
+
+
+def test_a_manifest_that_promises_more_than_there_is(config, compact_dataset, tmp_path):
+    promised = shutil.copytree(compact_dataset.directory, tmp_path / "data")
+    manifest = json.loads((promised / "dataset.json").read_text())
+    train_split = manifest["splits"]["train"]
+    train_split["shards"][0]["examples"] += 1000
+    train_split["examples_by_source"]["images"] = 1000
+    (promised / "dataset.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="data cannot be read: .*; make it again"):
+        train(config, reader.open_dataset(str(promised)), tmp_path / "run")
+
+
+def test_progress_bar_on_a_terminal(config, compact_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    train(config, compact_dataset, tmp_path)
+    steps = reader.steps_per_epoch(compact_dataset, config.batch_size)
+    assert "epoch 2/2: 100%" in terminal.getvalue()
+    assert f"{steps}/{steps}" in terminal.getvalue()
+    assert re.search(r"loss 0\.\d+, \d+\.\d images/s", terminal.getvalue())
 
 
 def test_a_start_that_fails_does_not_claim_the_directory(config, compact_dataset, tmp_path):

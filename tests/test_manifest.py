@@ -3,11 +3,12 @@ import json
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.image import ResizeMode
 from pipeline.manifest import Manifest, ShardInfo, SplitInfo
 
 MANIFEST = Manifest(
     layout="compact",
-    resize_mode="stretch",
+    resize_mode=ResizeMode.STRETCH,
     seed=7,
     validation_fraction=0.1,
     splits={
@@ -54,6 +55,18 @@ def test_tells_people_and_programs_what_a_tensor_is():
         (MANIFEST.to_json().replace('"validation": {', '"test": {'), "d.json is damaged"),
         (MANIFEST.to_json().replace('"places365": 3', '"places365"'), "is not a dataset manifest"),
         (MANIFEST.to_json().replace('"crc32c"', '"md5"'), "d.json is damaged"),
+        (MANIFEST.to_json().replace("00ab34ef", "00ab34eg"), "d.json is damaged .*crc32c"),
+        (MANIFEST.to_json().replace('"bytes": 480000', '"bytes": -1'), "d.json is damaged .*bytes"),
+        (MANIFEST.to_json().replace('"bytes": 480000', '"bytes": null'), "d.json is damaged .*bytes"),
+        (MANIFEST.to_json().replace('"seed": 7', '"seed": 7.5'), "d.json is damaged .*seed"),
+        (MANIFEST.to_json().replace('"places365": 3', '"places365": []'), "d.json is damaged .*examples_by_source"),
+        (
+            MANIFEST.to_json().replace('"places365": 3', '"places365": 4'),
+            "train shards of 3 examples from sources of 4",
+        ),
+        (MANIFEST.to_json().replace("train-00000-of-00002", "../train"), "d.json is damaged .*name"),
+        (MANIFEST.to_json().replace('"stretch"', '"squash"'), "d.json is damaged .*'squash'"),
+        (MANIFEST.to_json().replace("0.1,", "1.0,"), "d.json is damaged .*validation_fraction"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(text, message):

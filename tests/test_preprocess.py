@@ -208,10 +208,12 @@ class TestMistakes:
         [
             ("--sorce=images:/x", "unknown option --sorce=images:/x"),
             ("--config.sed=1", "no configuration field 'sed': did you mean 'seed'?"),
-            ("--config.dataset.sharts=1", "no configuration field 'sharts'"),
+            ("--config.dataset.sharts=1", "no configuration field 'dataset.sharts'"),
             ("--config.seed=one", "--config.seed=one: invalid literal for int"),
             ("--config.seed=-1", "seed is -1; choose a whole number from 0"),
             ("--direct_num_workers=two", "--direct_num_workers: invalid int value: 'two'"),
+            ("--source=images:s4://bucket/x", "s4://bucket/x cannot be opened: no file system of that kind"),
+            ("--output=file:///tmp/x", "file:///tmp/x cannot be opened"),
             ("--source=flowers:/x", "--source=flowers:/x is not KIND:PATH"),
         ],
     )

@@ -46,7 +46,17 @@ def test_beam_s_options_are_taken_as_they_are():
     )
 
 
-@pytest.mark.parametrize("argv", [["--ouput=x"], ["stray"], ["--direct_num_workers=two"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--ouput=x"],
+        ["stray"],
+        ["--direct_num_workers=two"],
+        ["--runner=Foo"],
+        ["--runner="],
+        ["--direct_num_workers=-1"],
+    ],
+)
 def test_unknown_options_are_refused(argv, capsys):
     with pytest.raises(UsageError) as caught:
         runner.parse_options(argv)

@@ -4,7 +4,7 @@ import tarfile
 
 import pytest
 
-from beam_jobs import sources
+from beam_jobs import sources, storage
 from beam_jobs.sources import RangeReader, Source
 from pipeline.errors import UsageError, UserError
 from tests.helpers import encoded, noise
@@ -102,7 +102,8 @@ def test_what_is_no_source_is_refused(text):
 def test_local_paths_become_absolute_and_remote_ones_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert sources.parse_source("images:photos") == Source("images", str(tmp_path / "photos"))
-    assert sources.parse_source("images:gs://bucket/photos").path == "gs://bucket/photos"
+    monkeypatch.setattr(storage.FileSystems, "get_filesystem", lambda path: None)  # as with the client for it installed
+    assert sources.parse_source("images:hdfs://host/photos").path == "hdfs://host/photos"
 
 
 def test_bad_sources_are_one_line(tmp_path):
@@ -168,6 +169,14 @@ def test_sources_within_each_other_are_refused(tmp_path):
 def test_a_folder_whose_name_looks_like_a_pattern(tmp_path):
     root = tree(tmp_path / "odd [1]", "e.jpg")
     assert [ref.key for ref in refs("images", root)] == ["images/odd [1]/e.jpg"]
+
+
+def test_pipes_are_no_pictures(tmp_path):
+    (tmp_path / "1.png").write_bytes(b"content")
+    os.mkfifo(tmp_path / "2.png")
+    assert len(refs("images", tmp_path)) == len(refs("images", f"{tmp_path}/*.png")) == 1
+    with pytest.raises(UserError, match="matches nothing"):
+        refs("images", tmp_path / "2.png")
 
 
 def test_a_broken_link_is_listed_so_that_it_is_accounted_for(tmp_path):

@@ -1,7 +1,9 @@
+import errno
+
 import pytest
 
 from beam_jobs import storage
-from pipeline.errors import UserError
+from pipeline.errors import UsageError, UserError
 
 
 def test_a_file_has_its_name_only_when_it_is_whole(tmp_path):
@@ -24,6 +26,12 @@ def test_a_failure_leaves_nothing_and_keeps_what_was_there(tmp_path):
     assert [child.name for child in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="full cannot be written: .*No space"), storage.create(str(tmp_path / "full")):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_directories(tmp_path):
     storage.make_directory(str(tmp_path / "a/b"))
     storage.make_directory(str(tmp_path / "a/b"))
@@ -33,10 +41,17 @@ def test_directories(tmp_path):
         storage.make_directory(str(tmp_path / "file/x"))
 
 
+@pytest.mark.parametrize("path", ["s4://bucket/x", "hdfs://host/x", "file:///x"])
+def test_paths_that_nothing_can_open_are_refused(path):
+    with pytest.raises(UsageError, match=f"{path} cannot be opened: no file system of that kind"):
+        storage.absolute(path)
+
+
 def test_count_and_absolute(tmp_path, monkeypatch):
     for name in ("a.tfrecord", "b.tfrecord", "c.tfrecord.tmp"):
         (tmp_path / name).write_text("")
     assert storage.count(str(tmp_path), {"a.tfrecord", "b.tfrecord", "d.tfrecord"}) == 2
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("x") == str(tmp_path / "x")
-    assert storage.absolute("gs://bucket/x") == "gs://bucket/x"
+    monkeypatch.setattr(storage.FileSystems, "get_filesystem", lambda path: None)  # as with the client for it installed
+    assert storage.absolute("hdfs://host/x") == "hdfs://host/x"

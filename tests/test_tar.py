@@ -53,6 +53,19 @@ def test_what_is_no_archive_is_refused(data):
         contents(data)
 
 
+@pytest.mark.parametrize("size", [-1, -512, 2**40, 2**70])
+def test_a_header_that_lies_of_its_size_is_refused(size):
+    data = bytearray(archive({f"{number}.jpg": b"content" for number in range(3)}))
+    start = data.index(b"1.jpg")
+    header = data[start : start + 512]
+    header[124:136] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    data[start : start + 512] = header
+    with pytest.raises((tarfile.TarError, OverflowError)):
+        contents(bytes(data))
+
+
 @settings(deadline=None)
 @given(st.integers(0, 12_000))
 def test_an_archive_cut_short_is_refused_wherever_it_is_cut(cut):

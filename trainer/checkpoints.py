@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from pipeline.errors import UserError, one_line
+from trainer import files
 
 _FOLDER = "checkpoints"
 _NAME = re.compile(r"^step-(\d{8})/?$")
@@ -26,7 +27,15 @@ class Checkpoints:
         return sorted(int(match[1]) for name in names if (match := _NAME.match(name)))
 
     def save(self, step: int, network: keras.Model, optimizer: keras.Optimizer, keep: int) -> None:
-        """Writes a checkpoint and deletes all but the `keep` newest."""
+        """Writes a checkpoint and deletes all but the `keep` newest.
+
+        Raises:
+            UserError: it cannot be written; those before are as they were.
+        """
+        with files.writing(f"checkpoint {self._path(step)}"):
+            self._save(step, network, optimizer, keep)
+
+    def _save(self, step: int, network: keras.Model, optimizer: keras.Optimizer, keep: int) -> None:
         for abandoned in tf.io.gfile.glob(tf.io.gfile.join(self._folder, f"{_WRITING}*")):
             tf.io.gfile.rmtree(abandoned)  # by a process that was killed: a run is written by one
         temporary = tf.io.gfile.join(self._folder, f"{_WRITING}{uuid.uuid4().hex}")
@@ -47,6 +56,8 @@ class Checkpoints:
         try:
             status = tf.train.Checkpoint(**state).read(tf.io.gfile.join(path, _PREFIX))
             status.assert_existing_objects_matched().expect_partial()
+            if optimizer is not None and (found := int(optimizer.iterations.numpy())) != step:
+                raise ValueError(f"it holds step {found}")
         except Exception as error:  # TensorFlow has no error of its own for a damaged checkpoint
             raise UserError(
                 f"checkpoint {path} is damaged or of another model: {one_line(error)[:200]}; "

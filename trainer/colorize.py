@@ -3,9 +3,11 @@
     python -m trainer.colorize --workdir=RUN --output=DIR PICTURE...
 
 Pictures may have any size and be gray or in color; of the latter only the lightness is used. Each becomes a PNG of its
-own size and name in the output directory. A picture that cannot be read is named at the end, and the exit status is 1.
+own size and name in the output directory, in place of one that this program wrote there before. A picture that cannot
+be read is named at the end, and the exit status is 1.
 """
 
+import errno
 import io
 import logging
 import os
@@ -13,19 +15,20 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import tensorflow as tf
 from absl import flags
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from pipeline import cli, image
-from pipeline.errors import UsageError, UserError, one_line
+from pipeline.errors import UsageError, UserError
 from pipeline.rejects import RejectedImage
 from trainer import files
 from trainer.colorizer import Colorizer
 
 _LOGGER = logging.getLogger("trainer.colorize")
 _BATCH = 8
+_SOFTWARE = "koalarization"  # in each result, so that it is known when it is met again
 
 
 def main(argv: Sequence[str]) -> None:
@@ -49,10 +52,12 @@ def colorize(work_dir: str, output: str, pictures: Sequence[str]) -> None:
         pictures: paths.
 
     Raises:
-        UserError: no such run, a directory that cannot be written, or pictures that cannot be read; in the last case
-            all others were colorized.
+        UserError: no such run, a directory that cannot be written, a file in it of another origin that would be
+            overwritten, or pictures that cannot be read or written; in the last case all others were colorized.
     """
     targets = _targets(output, pictures)
+    for target in targets.values():
+        _check_replaceable(target)
     colorizer = Colorizer.load(work_dir)
     try:
         os.makedirs(output, exist_ok=True)
@@ -63,10 +68,11 @@ def colorize(work_dir: str, output: str, pictures: Sequence[str]) -> None:
         for start in range(0, len(pictures), _BATCH):
             paths = pictures[start : start + _BATCH]
             readable = dict(_decode(paths, failures))
-            if readable:
-                results = colorizer.colorize(list(readable.values()))
-                for path, result in zip(readable, results, strict=True):
+            for path, result in zip(readable, colorizer.colorize(list(readable.values())), strict=True):
+                try:
                     _write_png(targets[path], result)
+                except UserError as error:
+                    failures.append(str(error))
             bar.update(len(paths))
     _LOGGER.info("%d pictures in %s", len(pictures) - len(failures), output)
     if failures:
@@ -87,9 +93,24 @@ def _targets(output: str, pictures: Sequence[str]) -> dict[str, str]:
     return targets
 
 
+def _check_replaceable(target: str) -> None:
+    """Refuses to overwrite a file that this program did not write."""
+    if not os.path.lexists(target):
+        return
+    try:
+        with Image.open(target, formats=("PNG",)) as before:
+            ours = before.info.get("Software") == _SOFTWARE
+    except (OSError, SyntaxError, ValueError):  # whatever it is, it is not ours
+        ours = False
+    if not ours:
+        raise UserError(f"{target} would be overwritten, and was not written by this program; name another --output")
+
+
 def _decode(paths: Sequence[str], failures: list[str]) -> Iterator[tuple[str, np.ndarray]]:
     for path in paths:
         try:
+            if os.path.exists(path) and not os.path.isfile(path):  # a pipe might never end
+                raise OSError(errno.EINVAL, "not a file")
             with open(path, "rb") as file:
                 yield path, image.decode(file.read())
         except OSError as error:
@@ -99,12 +120,10 @@ def _decode(paths: Sequence[str], failures: list[str]) -> Iterator[tuple[str, np
 
 
 def _write_png(path: str, rgb: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, format="PNG")
-    try:
-        files.write(path, buffer.getvalue())
-    except tf.errors.OpError as error:
-        raise UserError(f"{path} cannot be written: {one_line(error)}") from error
+    buffer, origin = io.BytesIO(), PngInfo()
+    origin.add_text("Software", _SOFTWARE)
+    Image.fromarray(rgb).save(buffer, format="PNG", pnginfo=origin)
+    files.write(path, buffer.getvalue())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """A trained model applied to pictures of any size."""
 
+from collections.abc import Iterator
+
 import cv2
 import numpy as np
 import tensorflow as tf
@@ -10,6 +12,8 @@ from pipeline.image import ResizeMode
 from trainer import models, workdir
 from trainer.checkpoints import Checkpoints
 from trainer.models.base import ColorModel
+
+_STRIP_ROWS = 64  # converted at a time: Lab takes up to 50 times the memory of the picture
 
 
 class Colorizer:
@@ -34,21 +38,24 @@ class Colorizer:
             raise UserError(f"--workdir={work_dir} holds no checkpoint yet; one is written after each epoch")
         model = models.create(config.model, config.seed)
         checkpoints.restore(steps[-1], model.network)
-        return cls(model, ResizeMode(dataset.resize_mode))
+        return cls(model, dataset.resize_mode)
 
-    def colorize(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
+    def colorize(self, pictures: list[np.ndarray]) -> Iterator[np.ndarray]:
         """Colorizes pictures as one batch.
 
         Args:
             pictures: uint8 [height, width, 3], of any sizes; only their lightness is used.
 
-        Returns:
-            uint8 [height, width, 3] of the same sizes.
+        Yields:
+            uint8 [height, width, 3] of the same sizes, in order.
         """
+        if not pictures:
+            return
         inputs = [tensors.from_image(picture, self._resize_mode) for picture in pictures]
         batch = {name: tf.stack([values[name] for values in inputs]) for name in ("l_224", "l_299")}
         predicted = self._predict(batch).numpy()
-        return [self._join(picture, ab) for picture, ab in zip(pictures, predicted, strict=True)]
+        for picture, ab in zip(pictures, predicted, strict=True):
+            yield self._join(picture, ab)
 
     @tf.function(reduce_retracing=True)
     def _predict(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
@@ -61,5 +68,9 @@ class Colorizer:
             rows, columns = image.padded_window(height, width, tensors.ENCODER_SIZE)
             ab = ab[rows, columns]
         ab = cv2.resize(np.ascontiguousarray(ab), (width, height), interpolation=cv2.INTER_LINEAR)
-        lightness = color.rgb_to_l(picture)[..., None]
-        return color.lab_to_rgb(np.concatenate([lightness, color.denormalize_ab(ab)], axis=-1))
+        result = np.empty_like(picture)
+        for top in range(0, height, _STRIP_ROWS):
+            rows = slice(top, top + _STRIP_ROWS)
+            lightness = color.rgb_to_l(picture[rows])[..., None]
+            result[rows] = color.lab_to_rgb(np.concatenate([lightness, color.denormalize_ab(ab[rows])], axis=-1))
+        return result

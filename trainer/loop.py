@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from pipeline import reader
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 from pipeline.reader import Batch, Dataset
 from pipeline.shards import TRAIN, VALIDATION
 from trainer import models, schedule, workdir
@@ -76,10 +76,10 @@ def train_and_evaluate(
             run.validate()
             run.show_panel()
             checkpoints.save(state.step, state.model.network, state.optimizer, config.kept_checkpoints)
-    except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
+    except (tf.errors.DataLossError, tf.errors.NotFoundError, StopIteration) as error:
         dataset.check_sizes()
         dataset.check_contents()
-        raise UserError(f"dataset {data_dir} cannot be read: {error.message}") from error
+        raise UserError(f"dataset {data_dir} cannot be read: {one_line(error)}; make it again") from error
     _LOGGER.info("finished at step %d, epoch %d; %s", state.step, epochs, work_dir)
     return state
 
@@ -130,7 +130,7 @@ class _Run:
         self._has_validation = dataset.manifest.splits[VALIDATION].examples > 0
         if not self._has_validation:
             _LOGGER.warning("no validation split: no validation loss, and the panel shows pictures that are trained on")
-        summaries.config(config.to_json_best_effort(indent=1), state.step)
+        summaries.config(workdir.to_json(config), state.step)
 
     def train_batches(self, first_epoch: int, epochs: int) -> tf.distribute.DistributedDataset:
         config = self._config

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from pipeline import color_tf
+from trainer import files
 
 _FOLDER = "tensorboard"
 
@@ -21,7 +22,9 @@ class Summaries:
     """
 
     def __init__(self, workdir: str):
-        self._writer = tf.summary.create_file_writer(tf.io.gfile.join(workdir, _FOLDER))
+        self._folder = tf.io.gfile.join(workdir, _FOLDER)
+        with files.writing(self._folder):
+            self._writer = tf.summary.create_file_writer(self._folder)
 
     def config(self, text: str, step: int) -> None:
         """Shows the resolved configuration, JSON."""
@@ -50,8 +53,13 @@ class Summaries:
             tf.summary.image("panel", pictures, step, max_outputs=pictures.shape[0])
 
     def flush(self) -> None:
-        """Makes all that was recorded visible to TensorBoard."""
-        self._writer.flush()
+        """Makes all that was recorded visible to TensorBoard.
+
+        Raises:
+            UserError: the events cannot be written.
+        """
+        with files.writing(self._folder):
+            self._writer.flush()
 
 
 def side_by_side(lightness: tf.Tensor, predicted_ab: tf.Tensor, true_ab: tf.Tensor) -> tf.Tensor:

@@ -6,7 +6,7 @@ import logging
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from pipeline import manifest
+from pipeline import config, manifest
 from pipeline.errors import UserError, one_line
 from pipeline.manifest import Manifest
 from trainer import files
@@ -17,13 +17,13 @@ _CONFIG = "config.json"
 _FIXED = ("model", "seed", "batch_size")
 
 
-def check(workdir: str, config: ConfigDict, dataset: Manifest) -> None:
+def check(workdir: str, settings: ConfigDict, dataset: Manifest) -> None:
     """Compares configuration and dataset with those of the run that is to go on, and says what differs.
 
     Raises:
         UserError: the directory belongs to a run of another model or dataset.
     """
-    saved, current = (json.loads(_to_json(each)) for each in (load(workdir)[0], config))
+    saved, current = (json.loads(to_json(each)) for each in (load(workdir)[0], settings))
     for field in sorted(saved.keys() | current.keys()):
         before, now = saved.get(field), current.get(field)
         if before == now:
@@ -37,18 +37,16 @@ def check(workdir: str, config: ConfigDict, dataset: Manifest) -> None:
         raise UserError(f"--workdir={workdir} holds a run on another dataset; name another directory")
 
 
-def save(workdir: str, config: ConfigDict, dataset: Manifest) -> None:
+def save(workdir: str, settings: ConfigDict, dataset: Manifest) -> None:
     """Saves the resolved configuration and the dataset's manifest with the run.
 
     Raises:
         UserError: the directory cannot be written.
     """
-    try:
+    with files.writing(f"--workdir={workdir}"):
         tf.io.gfile.makedirs(workdir)
-        files.write(_path(workdir, manifest.FILE_NAME), dataset.to_json().encode())
-        files.write(_path(workdir, _CONFIG), _to_json(config).encode())
-    except tf.errors.OpError as error:
-        raise UserError(f"--workdir={workdir} cannot be written: {one_line(error)}") from error
+    files.write(_path(workdir, manifest.FILE_NAME), dataset.to_json().encode())
+    files.write(_path(workdir, _CONFIG), to_json(settings).encode())
 
 
 def load(workdir: str) -> tuple[ConfigDict, Manifest]:
@@ -57,19 +55,28 @@ def load(workdir: str) -> tuple[ConfigDict, Manifest]:
     Raises:
         UserError: there is no run, or its files are damaged.
     """
+    path = _path(workdir, _CONFIG)
     try:
-        config = ConfigDict(json.loads(_read(workdir, _CONFIG)))
-    except ValueError as error:
-        raise UserError(f"{_path(workdir, _CONFIG)} is damaged: {one_line(error)}") from error
-    return config, _load_manifest(workdir)
+        settings = ConfigDict(json.loads(_read(workdir, _CONFIG)))
+        config.check(settings, path)
+    except (ValueError, TypeError, AttributeError, UserError) as error:  # what it is made of may be anything
+        raise UserError(
+            f"{path} is damaged ({one_line(error)}); name the directory of a run of this version"
+        ) from error
+    return settings, _load_manifest(workdir)
 
 
 def _load_manifest(workdir: str) -> Manifest:
-    return Manifest.from_json(_read(workdir, manifest.FILE_NAME), _path(workdir, manifest.FILE_NAME))
+    path = _path(workdir, manifest.FILE_NAME)
+    try:
+        return Manifest.from_json(_read(workdir, manifest.FILE_NAME), path)
+    except UserError as error:  # whose advice is for a dataset; this is a run's copy of its manifest
+        raise UserError(f"{str(error).split(';')[0]}; name the directory of a run of this version") from error
 
 
-def _to_json(config: ConfigDict) -> str:
-    return config.to_json_best_effort(indent=1)
+def to_json(settings: ConfigDict) -> str:
+    """The text of a resolved configuration, as it is saved and shown."""
+    return settings.to_json_best_effort(indent=1)
 
 
 def _path(workdir: str, name: str) -> str:

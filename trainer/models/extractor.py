@@ -40,10 +40,10 @@ def create(weights: str | None, classes: int) -> keras.Model:
             warnings.simplefilter("error", UserWarning)  # Keras only warns of layers that a file has no weights for
             model = keras.applications.InceptionResNetV2(weights=weights, classes=classes, classifier_activation=None)
     except Exception as error:  # a download that fails, a file that is not HDF5, shapes that differ: each its own
+        advice = "name the path of a Keras weights file for Inception-ResNet-v2"
+        if weights != IMAGENET:
+            advice += f" with {classes} classes, or set model.feature_classes to those that it has"
         reason = one_line(error).split(". ")[0]
-        raise UserError(
-            f"feature weights '{weights}' cannot be loaded for {classes} classes: {reason}; name the path of a Keras "
-            "weights file for Inception-ResNet-v2, or set model.feature_classes to its classes"
-        ) from error
+        raise UserError(f"feature weights '{weights}' cannot be loaded: {reason}; {advice}") from error
     model.trainable = False
     return model
