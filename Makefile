@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python -m
 DEMO := demo
 
-.PHONY: setup gpu demo test lint format lock proto clean
+.PHONY: setup gpu demo test test-slow lint format lock proto clean
 
 setup: .venv/.complete
 
@@ -30,6 +30,10 @@ demo: setup
 
 test: setup
 	$(RUN) pytest tests
+
+# What takes minutes: a job killed twenty times.
+test-slow: setup
+	$(RUN) pytest tests -m slow
 
 lint: setup
 	$(RUN) ruff check .

@@ -1,6 +1,6 @@
 """The preprocessing job as transforms on an open pipeline.
 
-    sources -> references -> (shard, reference) -> GroupByKey -> one shard each -> manifest
+    sources -> parts -> references -> (shard, reference) -> GroupByKey -> one shard each -> manifest
 
 Only references cross the shuffle: about a hundred bytes for a picture, against 0.84 MB for its tensors.
 """
@@ -11,65 +11,58 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import apache_beam as beam
+import google_crc32c
 from apache_beam.coders import RowCoder, registry
 from apache_beam.io.filesystems import FileSystems
-from ml_collections import ConfigDict
 
-from beam_jobs import sources, storage
-from beam_jobs.shard_writer import ShardReport, WriteShard
+from beam_jobs import index, sources, storage
+from beam_jobs.job_folder import JobFolder
+from beam_jobs.shard_writer import ShardReport, ShardSummary, WriteShard
 from beam_jobs.sources import ImageRef, Source
-from pipeline import example, manifest
+from beam_jobs.spec import DatasetSpec
+from pipeline import manifest
 from pipeline.errors import UserError
-from pipeline.image import ResizeMode
-from pipeline.manifest import Manifest, SplitInfo
+from pipeline.manifest import FileInfo, Manifest, SplitInfo
+from pipeline.rejects import Reason
 from pipeline.shards import SPLITS, TRAIN, Partition
 
 registry.register_coder(ImageRef, RowCoder)
 _Placed = tuple[tuple[str, int], ImageRef | None]
+_Counts = dict[tuple[str, str], int]  # by split and source
 
 
-@dataclasses.dataclass(frozen=True)
-class DatasetSpec:
-    """What a dataset is to be; all that workers need of the configuration."""
+def write_dataset(
+    pipeline: beam.Pipeline, inputs: Sequence[Source], output: str, spec: DatasetSpec, max_reject_fraction: float
+) -> None:
+    """Adds the whole job to a pipeline; the dataset is complete when `dataset.json` stands in `output`.
 
-    partition: Partition
-    layout: str
-    resize_mode: ResizeMode
-
-    @classmethod
-    def from_config(cls, config: ConfigDict) -> "DatasetSpec":
-        """Reads the seed and the `dataset` fields.
-
-        Raises:
-            UserError: a value outside of its range.
-        """
-        fields = config.dataset
-        modes = [mode.value for mode in ResizeMode]
-        if fields.resize_mode not in modes:
-            raise UserError(f"dataset.resize_mode is '{fields.resize_mode}'; choose one of {', '.join(modes)}")
-        partition = Partition(config.seed, fields.validation_fraction, fields.train_shards, fields.validation_shards)
-        return cls(partition, example.layout(fields.layout).name, ResizeMode(fields.resize_mode))
-
-
-def write_dataset(pipeline: beam.Pipeline, inputs: Sequence[Source], output: str, spec: DatasetSpec) -> None:
-    """Adds the whole job to a pipeline; the dataset is complete when `dataset.json` stands in `output`."""
-    refs = (
+    Args:
+        pipeline: an open pipeline.
+        inputs: collections of pictures.
+        output: the dataset's directory, absolute; its `JobFolder` is open.
+        spec: what the dataset is to be.
+        max_reject_fraction: the share of rejected pictures, in [0, 1], above which the job fails.
+    """
+    placed = (
         pipeline
         | "Sources" >> beam.Create(list(inputs))
-        | "SpreadSources" >> beam.Reshuffle()
-        | "ListPictures" >> beam.FlatMap(sources.list_pictures).with_output_types(ImageRef)
+        | "Divide" >> beam.FlatMap(sources.parts)
+        | "SpreadParts" >> beam.Reshuffle()
+        | "ListPictures" >> beam.FlatMap(index.list_part, JobFolder(output).index).with_output_types(ImageRef)
+        | "Place" >> beam.Map(_place, spec.partition).with_output_types(_Placed)
     )
-    placed = refs | "Place" >> beam.Map(_place, spec.partition).with_output_types(_Placed)
+    listed = placed | beam.Map(_split_and_source) | "CountListed" >> beam.combiners.Count.PerElement()
     # A shard to which no picture falls is written all the same, empty: the names promise a number of files.
     every = [(tuple(shard), None) for shard in spec.partition.shards()]
     seeds = pipeline | "EveryShard" >> beam.Create(every).with_output_types(_Placed)
-    reports = (
-        (placed, seeds)
-        | beam.Flatten()
-        | beam.GroupByKey()
-        | "WriteShard" >> beam.ParDo(WriteShard(output, spec.partition, spec.layout, spec.resize_mode))
+    summaries = (
+        (placed, seeds) | beam.Flatten() | beam.GroupByKey() | "WriteShard" >> beam.ParDo(WriteShard(output, spec))
     )
-    reports | beam.combiners.ToList() | "WriteManifest" >> beam.Map(_write_manifest, output, spec)
+    (
+        summaries
+        | beam.combiners.ToList()
+        | "WriteManifest" >> beam.Map(_write_manifest, beam.pvalue.AsDict(listed), output, spec, max_reject_fraction)
+    )
 
 
 def _place(ref: ImageRef, partition: Partition) -> _Placed:
@@ -77,36 +70,80 @@ def _place(ref: ImageRef, partition: Partition) -> _Placed:
     return (shard.split, shard.number), ref
 
 
-def _write_manifest(reports: Sequence[ShardReport], output: str, spec: DatasetSpec) -> None:
-    reports = sorted(reports, key=lambda report: (SPLITS.index(report.shard.split), report.shard.number))
-    with storage.create(FileSystems.join(output, manifest.REJECTS_FILE_NAME)) as file:
-        for line in _reject_lines(reports):
-            file.write(line.encode())
-    summary = _summarize(reports, spec)
-    if not summary.splits[TRAIN].examples:
-        found, rejected = summary.examples + summary.rejected, summary.rejected
-        advice = f"{output}/{manifest.REJECTS_FILE_NAME} says why" if rejected else "lower dataset.validation_fraction"
-        raise UserError(f"no picture for the train split: {found} found, {rejected} of them rejected; {advice}")
+def _split_and_source(placed: _Placed) -> tuple[str, str]:
+    (split, _), ref = placed
+    assert ref is not None
+    return split, ref.source
+
+
+def _write_manifest(
+    summaries: Sequence[ShardSummary], listed: _Counts, output: str, spec: DatasetSpec, max_reject_fraction: float
+) -> None:
+    """Writes `rejects.jsonl`, looks whether every picture is accounted for, and writes `dataset.json`."""
+    summaries = sorted(summaries, key=lambda summary: (SPLITS.index(summary.shard.split), summary.shard.number))
+    rejects = _write_rejects(summaries, output)
+    result = Manifest(
+        layout=spec.layout,
+        resize_mode=spec.resize_mode,
+        seed=spec.partition.seed,
+        validation_fraction=spec.partition.validation_fraction,
+        filters=spec.filters,
+        splits={split: _split_info(split, summaries, listed) for split in SPLITS},
+        rejects=rejects,
+    )
+    _check_result(result, output, max_reject_fraction)
     with storage.create(FileSystems.join(output, manifest.FILE_NAME)) as file:
-        file.write(summary.to_json().encode())
+        file.write(result.to_json().encode())
 
 
-def _reject_lines(reports: Iterable[ShardReport]) -> Iterable[str]:
-    for report in reports:
-        for reject in report.rejects:
-            yield json.dumps({"split": report.shard.split, **dataclasses.asdict(reject)}) + "\n"
+def _write_rejects(summaries: Iterable[ShardSummary], output: str) -> FileInfo:
+    """Gathers the rejects from the reports of all shards, one report in memory at a time."""
+    job, size, crc = JobFolder(output), 0, 0
+    with storage.create(FileSystems.join(output, manifest.REJECTS_FILE_NAME)) as file:
+        for summary in summaries:
+            if not summary.rejected:
+                continue
+            report = job.read_report(summary.info.name, ShardReport)
+            if report is None:
+                raise UserError(f"the report of {summary.info.name} in {output}/job is gone; start the job again")
+            for reject in report.rejects:
+                line = json.dumps({"split": report.shard.split, **dataclasses.asdict(reject)}).encode() + b"\n"
+                file.write(line)
+                size, crc = size + len(line), google_crc32c.extend(crc, line)
+    return FileInfo(manifest.REJECTS_FILE_NAME, size, f"{crc:08x}")
 
 
-def _summarize(reports: Sequence[ShardReport], spec: DatasetSpec) -> Manifest:
-    splits = {}
-    for split in SPLITS:
-        own = [report for report in reports if report.shard.split == split]
-        written: Counter[str] = sum((Counter(report.examples_by_source) for report in own), Counter())
-        rejected = Counter(reject.source for report in own for reject in report.rejects)
-        splits[split] = SplitInfo(
-            shards=tuple(report.info for report in own),
-            examples_by_source=dict(sorted(written.items())),
-            rejected_by_source=dict(sorted(rejected.items())),
+def _split_info(split: str, summaries: Iterable[ShardSummary], listed: _Counts) -> SplitInfo:
+    own = [summary for summary in summaries if summary.shard.split == split]
+    written: Counter[str] = Counter()
+    rejected: dict[str, Counter[Reason]] = {}
+    for summary in own:
+        written.update(summary.written)
+        for source, by_reason in summary.rejected.items():
+            rejected.setdefault(source, Counter()).update(by_reason)
+    return SplitInfo(
+        shards=tuple(summary.info for summary in own),
+        listed={source: count for (each, source), count in sorted(listed.items()) if each == split},
+        written=dict(sorted(written.items())),
+        rejected={source: dict(sorted(by_reason.items())) for source, by_reason in sorted(rejected.items())},
+    )
+
+
+def _check_result(result: Manifest, output: str, max_reject_fraction: float) -> None:
+    """Refuses a result that nobody should train on."""
+    rejected = sum(result.rejected.values())
+    if result.listed != result.examples + rejected:
+        raise UserError(
+            f"{result.listed} pictures were listed, but {result.examples} written and {rejected} rejected: the sources "
+            "changed while they were read; start the job again"
         )
-    partition = spec.partition
-    return Manifest(spec.layout, spec.resize_mode, partition.seed, partition.validation_fraction, splits)
+    reasons = ", ".join(f"{count} {reason.value}" for reason, count in result.rejected.items())
+    see = f"{reasons}; {output}/{manifest.REJECTS_FILE_NAME} names each"
+    if not result.splits[TRAIN].examples:
+        found = f"no picture for the train split: {result.listed} found, {rejected} of them rejected"
+        raise UserError(f"{found}: {see}" if rejected else f"{found}; lower dataset.validation_fraction")
+    if rejected > max_reject_fraction * result.listed:
+        raise UserError(
+            f"{rejected} of {result.listed} pictures were rejected, more than --max_reject_fraction="
+            f"{max_reject_fraction:g} allows: {see}; mend them, turn a filter off, or allow more"
+        )

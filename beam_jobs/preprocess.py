@@ -13,21 +13,25 @@ input gives the same bytes on any number of workers and on any runner. Beam's ow
 --direct_num_workers=4; without --runner the job uses all cores of this machine.
 
 The output directory receives the shards, rejects.jsonl (the pictures that could not be used, and why) and, last,
-dataset.json.
+dataset.json. A job that was killed goes on when the same command is given again: it makes the shards that are missing
+or damaged. What it needs for that stands in the folder job/ of the output.
 """
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 from apache_beam.io.filesystems import FileSystems
 
 from beam_jobs import dataset, runner, sources, storage
-from beam_jobs.dataset import DatasetSpec
+from beam_jobs.job_folder import JobFolder
+from beam_jobs.spec import DatasetSpec
 from pipeline import cli, manifest
-from pipeline.errors import UserError
+from pipeline.errors import UsageError
 from pipeline.manifest import Manifest
 
 _LOGGER = logging.getLogger("beam_jobs.preprocess")
@@ -39,60 +43,88 @@ def main(argv: Sequence[str]) -> None:
     cli.define_config(values, argv)
     flags.DEFINE_multi_string("source", [], "KIND:PATH of pictures; may be repeated.", flag_values=values)
     flags.DEFINE_string("output", None, "The directory of the dataset, local or remote.", flag_values=values)
+    flags.DEFINE_boolean(
+        "overwrite", False, "Deletes a dataset of other settings that stands in the output.", flag_values=values
+    )
+    flags.DEFINE_float(
+        "max_reject_fraction", 0.5, "Fails, after all pictures were read, if more than this share is rejected.",
+        flag_values=values,
+    )  # fmt: skip
     rest = cli.parse(values, argv, __doc__, known_only=True)
     cli.require(values, "source", "output")
+    if not 0 <= values.max_reject_fraction <= 1:
+        raise UsageError(f"--max_reject_fraction={values.max_reject_fraction}; choose a share from 0 to 1")
     options = runner.parse_options(rest)
     spec = DatasetSpec.from_config(values.config)
     inputs = [sources.parse_source(text) for text in values.source]
-    preprocess(inputs, storage.absolute(values.output), spec, options)
+    output = storage.absolute(values.output)
+    preprocess(inputs, output, spec, options, values.overwrite, values.max_reject_fraction)
 
 
 def preprocess(
-    inputs: Sequence[sources.Source], output: str, spec: DatasetSpec, options: runner.PipelineOptions
+    inputs: Sequence[sources.Source],
+    output: str,
+    spec: DatasetSpec,
+    options: runner.PipelineOptions,
+    overwrite: bool,
+    max_reject_fraction: float,
 ) -> Manifest:
-    """Makes a dataset and says what became of it.
+    """Makes a dataset, or what is missing of it, and says what became of it.
 
     Args:
         inputs: collections of pictures.
         output: the dataset's directory, absolute.
         spec: what the dataset is to be.
         options: Beam's.
+        overwrite: delete what other settings have made in the output.
+        max_reject_fraction: the share of rejected pictures, in [0, 1], above which the job fails.
 
     Returns:
         The dataset's manifest.
 
     Raises:
-        UserError: an input that cannot be read, an output that holds a dataset already, or no picture to write.
+        UserError: an input that cannot be read, an output that holds another dataset or is being written by another
+            job, too many rejected pictures, or none to write.
     """
-    manifest_path = FileSystems.join(output, manifest.FILE_NAME)
     sources.check_disjoint(inputs)
     for source in inputs:
         sources.check_readable(source)
-    storage.make_directory(output)
-    if FileSystems.exists(manifest_path):
-        raise UserError(f"--output={output} holds a dataset already; name another directory or delete it")
     start = time.monotonic()
     names = {spec.partition.file_name(shard) for shard in spec.partition.shards()}
-    runner.run(
-        lambda pipeline: dataset.write_dataset(pipeline, inputs, output, spec),
-        options,
-        progress=lambda: storage.count(output, names),
-        total=len(names),
-    )
-    result = Manifest.from_json(storage.read_text(manifest_path), manifest_path)
+    with JobFolder(output).open(_settings(inputs, spec), overwrite):
+        if found := storage.names(output) & names:
+            _LOGGER.info("goes on: %d of %d shards stand in %s, and are checked", len(found), len(names), output)
+        runner.run(
+            lambda pipeline: dataset.write_dataset(pipeline, inputs, output, spec, max_reject_fraction),
+            options,
+            progress=lambda: len(storage.names(output) & names),
+            total=len(names),
+        )
+    path = FileSystems.join(output, manifest.FILE_NAME)
+    result = Manifest.from_json(storage.read_text(path), path)
     _report(result, output, time.monotonic() - start)
     return result
+
+
+def _settings(inputs: Sequence[sources.Source], spec: DatasetSpec) -> dict[str, Any]:
+    """What decides over the bytes of a dataset; of an archive, when it was last written to as well."""
+    described = {}
+    for source in inputs:
+        is_file = "://" not in source.path and os.path.isfile(source.path)
+        described[str(source)] = storage.stat(source.path)._asdict() if is_file or sources.is_archive(source) else None
+    return {"schema_version": manifest.SCHEMA_VERSION, "sources": described, **spec.to_dict()}
 
 
 def _report(result: Manifest, output: str, seconds: float) -> None:
     splits = ", ".join(
         f"{split.examples} {name} examples in {len(split.shards)} shards" for name, split in result.splits.items()
     )
-    listed = result.examples + result.rejected
+    rejected = sum(result.rejected.values())
+    reasons = ", ".join(f"{count} {reason.value}" for reason, count in result.rejected.items())
     _LOGGER.info(
         "%s: %s; %d of %d pictures rejected%s; %.1f images/s in %.0f s",
-        output, splits, result.rejected, listed, f" (see {manifest.REJECTS_FILE_NAME})" if result.rejected else "",
-        listed / seconds, seconds,
+        output, splits, rejected, result.listed, f" ({reasons}; see {manifest.REJECTS_FILE_NAME})" if rejected else "",
+        result.listed / seconds, seconds,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Makes one shard from references to its pictures: read, decode, convert, encode, write aside, rename."""
 
-import contextlib
 import dataclasses
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -11,13 +11,15 @@ import cv2
 from apache_beam.io.filesystems import FileSystems
 
 from beam_jobs import storage
-from beam_jobs.sources import ImageRef, RangeReader
+from beam_jobs.job_folder import JobFolder
+from beam_jobs.read_ahead import read_ahead
+from beam_jobs.sources import ImageRef
+from beam_jobs.spec import DatasetSpec
 from pipeline import example, image, tensors, tfrecord
-from pipeline.errors import one_line
-from pipeline.image import ResizeMode
+from pipeline.errors import UserError, one_line
 from pipeline.manifest import ShardInfo
 from pipeline.rejects import Reason, RejectedImage
-from pipeline.shards import Partition, Shard
+from pipeline.shards import Shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,67 +29,112 @@ class Reject:
     key: str
     source: str
     path: str
-    reason: str
+    reason: Reason
     detail: str
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardReport:
-    """What became of the pictures of one shard."""
+    """What became of the pictures of one shard; `pictures` is a digest of the references to all of them."""
 
     shard: Shard
     info: ShardInfo
-    examples_by_source: dict[str, int]
+    pictures: str
+    written: dict[str, int]
     rejects: list[Reject]
 
 
+@dataclasses.dataclass(frozen=True)
+class ShardSummary:
+    """The counts of a report, by source, and by source and reason: what is of a size that engines like to carry."""
+
+    shard: Shard
+    info: ShardInfo
+    written: dict[str, int]
+    rejected: dict[str, dict[Reason, int]]
+
+
 class WriteShard(beam.DoFn):
-    """((split, number), references) to the report of the shard it writes.
+    """((split, number), references) to the summary of the shard it writes, or finds whole.
 
     References come in any order and leave in that of the partition, so a shard is the same bytes on any runner.
     """
 
-    def __init__(self, output: str, partition: Partition, layout: str, resize_mode: ResizeMode):
+    def __init__(self, output: str, spec: DatasetSpec):
         self._output = output
-        self._partition = partition
-        self._layout = example.layout(layout)
-        self._resize_mode = resize_mode
+        self._spec = spec
+        self._layout = example.layout(spec.layout)
+        self._job = JobFolder(output)
 
     def setup(self) -> None:
         """Called once in each worker."""
         cv2.setNumThreads(1)  # the runner's workers already share out the cores
 
-    def process(self, element: tuple[tuple[str, int], Iterable[ImageRef | None]]) -> Iterable[ShardReport]:
-        """Writes one shard under its final name."""
+    def process(self, element: tuple[tuple[str, int], Iterable[ImageRef | None]]) -> Iterable[ShardSummary]:
+        """Writes one shard under its final name, then its report."""
         shard, refs = Shard(*element[0]), [ref for ref in element[1] if ref is not None]
-        refs.sort(key=lambda ref: (self._partition.place(ref.key).rank, ref.key, ref.path, ref.offset))
-        name = self._partition.file_name(shard)
+        refs.sort(key=lambda ref: (self._spec.partition.place(ref.key).rank, ref.key, ref.path, ref.offset))
+        name, pictures = self._spec.partition.file_name(shard), _digest(refs)
+        report = self._job.read_report(name, ShardReport)
+        if report is not None and report.pictures != pictures:
+            raise UserError(
+                f"the pictures of the sources are others than when {name} was written; make the dataset anew with "
+                "--overwrite"
+            )
+        if report is None or not self._is_whole(report.info):
+            report = self._write(shard, name, refs, pictures)
+            self._job.write_report(name, report)
+        for reject in report.rejects:
+            beam.metrics.Metrics.counter("pictures", f"rejected_{reject.reason.value}").inc()
+        beam.metrics.Metrics.counter("pictures", "written").inc(report.info.examples)
+        yield _summarize(report)
+
+    def _is_whole(self, info: ShardInfo) -> bool:
+        """Whether a shard's file is what was written."""
+        path = FileSystems.join(self._output, info.name)
+        try:
+            if storage.stat(path).size != info.bytes:
+                return False
+            with storage.open_binary(path) as file:
+                return f"{tfrecord.checksum(file):08x}" == info.crc32c
+        except FileNotFoundError:
+            return False
+
+    def _write(self, shard: Shard, name: str, refs: list[ImageRef], pictures: str) -> ShardReport:
         written: Counter[str] = Counter()
         rejects: list[Reject] = []
-        with contextlib.closing(RangeReader()) as reader, storage.create(FileSystems.join(self._output, name)) as file:
+        with storage.create(FileSystems.join(self._output, name)) as file:
             writer = tfrecord.Writer(file)
             last: ImageRef | None = None
-            for ref in refs:
+            for ref, data in read_ahead(refs):
                 try:
                     _check_new(ref, last)
-                    writer.write(self._record(reader, ref))
+                    writer.write(self._record(ref, data))
                 except RejectedImage as error:
-                    rejects.append(Reject(ref.key, ref.source, os.fsdecode(ref.path), error.reason.value, error.detail))
-                    beam.metrics.Metrics.counter("pictures", f"rejected_{error.reason.value}").inc()
+                    rejects.append(Reject(ref.key, ref.source, os.fsdecode(ref.path), error.reason, error.detail))
                 else:
                     last = ref
                     written[ref.source] += 1
-                    beam.metrics.Metrics.counter("pictures", "written").inc()
-        info = ShardInfo(name, writer.records, writer.bytes, f"{writer.crc32c:08x}")
-        yield ShardReport(shard, info, dict(written), rejects)
+        info = ShardInfo(name, writer.bytes, f"{writer.crc32c:08x}", writer.records)
+        return ShardReport(shard, info, pictures, dict(written), rejects)
 
-    def _record(self, reader: RangeReader, ref: ImageRef) -> bytes:
-        try:
-            data = reader.read(ref)
-        except OSError as error:
-            raise RejectedImage(Reason.UNREADABLE_BYTES, one_line(error)) from error
-        values = tensors.from_image(image.decode(data), self._resize_mode)
+    def _record(self, ref: ImageRef, data: bytes | OSError) -> bytes:
+        if isinstance(data, OSError):
+            raise RejectedImage(Reason.UNREADABLE_BYTES, one_line(data)) from data
+        mode, filters = self._spec.resize_mode, self._spec.filters
+        rgb = image.decode(data, filters.check_size)
+        values = tensors.from_image(rgb, mode)
+        height, width, _ = rgb.shape
+        window = image.window(height, width, tensors.ENCODER_SIZE, mode)
+        filters.check_color(values["l_224"][window], values["ab_224"][window])
         return example.encode(example.Example(ref.key, ref.source, ref.label, values), self._layout)
+
+
+def _digest(refs: Iterable[ImageRef]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for ref in refs:
+        digest.update(repr(tuple(ref)).encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def _check_new(ref: ImageRef, last: ImageRef | None) -> None:
@@ -95,3 +142,11 @@ def _check_new(ref: ImageRef, last: ImageRef | None) -> None:
     if last is not None and ref.key == last.key:
         detail = f"the key is taken by {os.fsdecode(last.path)} at byte {last.offset}"
         raise RejectedImage(Reason.DUPLICATE_KEY, detail)
+
+
+def _summarize(report: ShardReport) -> ShardSummary:
+    rejected: dict[str, dict[Reason, int]] = {}
+    for reject in report.rejects:
+        by_reason = rejected.setdefault(reject.source, {})
+        by_reason[reject.reason] = by_reason.get(reject.reason, 0) + 1
+    return ShardSummary(report.shard, report.info, report.written, rejected)

@@ -3,6 +3,7 @@
 Adding a source is adding a `Kind` to `KINDS`.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -91,6 +92,11 @@ class Source(NamedTuple):
         return f"{self.kind}:{self.path}"
 
 
+def is_archive(source: Source) -> bool:
+    """Whether a source is an archive, and not a tree, a pattern or a picture."""
+    return source.path.endswith(tar.SUFFIX)
+
+
 def parse_source(text: str) -> Source:
     """Reads `KIND:PATH`; a local path becomes absolute, for workers run elsewhere.
 
@@ -114,56 +120,117 @@ def check_disjoint(inputs: Sequence[Source]) -> None:
             raise UsageError(f"--source={second} lies within --source={first}; name only one of them")
 
 
-def list_pictures(source: Source) -> Iterator[ImageRef]:
-    """Lists the pictures of a source without reading them.
+class Part(NamedTuple):
+    """A piece of a source that is listed in one go.
+
+    A tree, or else a byte range of the source's file that is an archive, with or without the archives within it.
+    """
+
+    source: Source
+    offset: int
+    length: int
+    inner_archives: bool
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether it is an archive, and not a tree."""
+        return is_archive(self.source)
+
+
+def parts(source: Source) -> Iterator[Part]:
+    """Divides a source into parts that can be listed side by side: an archive of archives, by one look at each.
 
     Raises:
-        UserError: nothing there, no picture among the files, or an archive that cannot be read; in the last case
-            pictures before the damage were already yielded.
+        UserError: an archive that cannot be read.
     """
-    kind = KINDS[source.kind]
-    files = found = 0
-    for name, path, offset, length in _list_files(source):
-        files += 1
+    whole = Part(source, 0, 0, inner_archives=True)
+    if not whole.is_archive:
+        yield whole
+        return
+    with _reading(source):
+        whole = whole._replace(length=storage.stat(source.path).size)
+        with storage.open_binary(source.path) as file:
+            members = tar.members(file, 0, whole.length)
+            first = next(members, None)
+            if first is None or not first.is_archive:
+                yield whole
+                return
+            yield whole._replace(inner_archives=False)
+            for member in itertools.chain([first], members):
+                if member.is_archive:
+                    yield Part(source, member.offset, member.length, inner_archives=True)
+
+
+def list_part(part: Part) -> Iterator[ImageRef]:
+    """Lists the pictures of a part of a source without reading them.
+
+    Raises:
+        UserError: an archive or a folder that cannot be read; pictures before the damage were already yielded.
+    """
+    kind = KINDS[part.source.kind]
+    for name, path, offset, length in _list_files(part):
         if identity := kind.identify(name):
-            key, label = identity
-            found += 1
-            key = key.encode(errors="backslashreplace").decode()  # what is not UTF-8 in a name, escaped
+            key, label = (each.encode(errors="backslashreplace").decode() for each in identity)  # UTF-8 or escaped
             yield ImageRef(f"{kind.name}/{key}", kind.name, label, os.fsencode(path), offset, length)
-    if not files:
-        raise UserError(f"source {source} matches nothing; check the path")
-    if not found:
-        raise UserError(f"source {source} holds {files} files but none is a picture of '{kind.name}': {kind.expects}")
+
+
+def list_pictures(source: Source) -> Iterator[ImageRef]:
+    """Lists all parts of a source.
+
+    Raises:
+        UserError: as `parts` and `list_part`.
+    """
+    for part in parts(source):
+        yield from list_part(part)
 
 
 def check_readable(source: Source) -> None:
     """Looks for the first picture of a source, before anything is spent on the rest.
 
     Raises:
-        UserError: as `list_pictures`.
+        UserError: nothing there, no picture among the files, or what cannot be read.
     """
-    next(list_pictures(source))
+    if next(list_pictures(source), None):
+        return
+    kind = KINDS[source.kind]
+    if files := sum(1 for part in parts(source) for _ in _list_files(part)):
+        raise UserError(f"source {source} holds {files} files but none is a picture of '{kind.name}': {kind.expects}")
+    raise UserError(f"source {source} matches nothing; check the path")
 
 
-def _list_files(source: Source) -> Iterator[tuple[str, str, int, int]]:
+def _list_files(part: Part) -> Iterator[tuple[str, str, int, int]]:
     """Yields (name, path, offset, length) of every file or archive member."""
-    path = source.path
-    if path.endswith(".tar"):
-        for member in _list_archive(source):
+    path = part.source.path
+    if part.is_archive:
+        for member in _list_archive(part):
             yield member.name, path, member.offset, member.length
         return
     wildcard = None if _is_folder(path) else _WILDCARDS.search(path)
     folder = os.path.dirname(path[: wildcard.start()]) if wildcard else path
-    for file_path, length in _list_tree(source):
+    for file_path, length in _list_tree(part.source):
         base = os.path.dirname(path) if file_path == path else folder
         yield os.path.join(os.path.basename(base), os.path.relpath(file_path, base)), file_path, 0, length
 
 
-def _list_archive(source: Source) -> Iterator[tar.Member]:
+def _list_archive(part: Part) -> Iterator[tar.Member]:
+    with _reading(part.source), storage.open_binary(part.source.path) as file:
+        yield from _members(file, part)
+
+
+def _members(file: BinaryIO, part: Part) -> Iterator[tar.Member]:
+    for member in tar.members(file, part.offset, part.length):
+        if not member.is_archive:
+            yield member
+        elif part.inner_archives:
+            yield from _members(file, part._replace(offset=member.offset, length=member.length))
+
+
+@contextlib.contextmanager
+def _reading(source: Source) -> Iterator[None]:
+    """Turns what can be wrong with an archive into one line."""
     try:
-        with storage.open_binary(source.path) as file:
-            yield from tar.members(file)
-    except (tarfile.TarError, ValueError, OverflowError) as error:  # numbers in a damaged header
+        yield
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # the latter of numbers in a damaged header
         raise UserError(f"source {source} is not a complete, uncompressed tar archive: {error}") from error
     except OSError as error:
         raise UserError(f"source {source} cannot be read: {one_line(error)}") from error
@@ -218,32 +285,3 @@ def _size(path: str) -> int:
         return os.path.getsize(path)
     except OSError:  # a broken link: it is listed all the same, and rejected when it cannot be read
         return 0
-
-
-class RangeReader:
-    """Reads the bytes behind references; keeps the last file open, since many references share an archive."""
-
-    def __init__(self) -> None:
-        self._path = b""
-        self._file: BinaryIO | None = None
-
-    def read(self, ref: ImageRef) -> bytes:
-        """Reads a picture's bytes.
-
-        Raises:
-            OSError: the file cannot be read, or ends before the picture does.
-        """
-        if self._file is None or self._path != ref.path:
-            self.close()
-            self._file, self._path = storage.open_binary(os.fsdecode(ref.path)), ref.path
-        self._file.seek(ref.offset)
-        data = self._file.read(ref.length)
-        if len(data) < ref.length:
-            raise OSError(f"{len(data)} of {ref.length} bytes at {ref.offset} of {os.fsdecode(ref.path)}")
-        return data
-
-    def close(self) -> None:
-        """Closes the file that is open, if any."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None

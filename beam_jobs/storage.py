@@ -2,14 +2,21 @@
 
 import contextlib
 import os
+import re
 import uuid
-from collections.abc import Collection, Iterator
-from typing import BinaryIO
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
 
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from pipeline.errors import UsageError, UserError, one_line
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")
+
+
+def _temporary(path: str) -> str:
+    return f"{path}.{uuid.uuid4().hex}.tmp"
 
 
 @contextlib.contextmanager
@@ -21,14 +28,14 @@ def create(path: str) -> Iterator[BinaryIO]:
     Raises:
         UserError: it cannot be written.
     """
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    temporary = _temporary(path)
     try:
         with FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED) as file:
             yield file
         FileSystems.rename([temporary], [path])
     except BaseException as error:
         with contextlib.suppress(OSError):  # the error that brought us here is the one to report
-            FileSystems.delete([temporary])
+            delete(temporary)
         if isinstance(error, OSError):
             raise UserError(f"{path} cannot be written: {one_line(error)}; make room there, or name another") from error
         raise
@@ -58,9 +65,9 @@ def make_directory(path: str) -> None:
     try:
         if not FileSystems.exists(path):
             FileSystems.mkdirs(path)
-        probe = FileSystems.join(path, f"{uuid.uuid4().hex}.tmp")
+        probe = _temporary(FileSystems.join(path, "probe"))
         FileSystems.create(probe, compression_type=CompressionTypes.UNCOMPRESSED).close()
-        FileSystems.delete([probe])
+        delete(probe)
     except OSError as error:
         raise UserError(f"directory {path} cannot be written: {one_line(error)}; name another") from error
 
@@ -83,7 +90,53 @@ def absolute(path: str) -> str:
     return path
 
 
-def count(directory: str, names: Collection[str]) -> int:
-    """How many of the named files a directory holds."""
+class FileStatus(NamedTuple):
+    """A file's size in bytes, and when it was last written, in nanoseconds since 1970."""
+
+    size: int
+    modified: int
+
+
+def stat(path: str) -> FileStatus:
+    """Looks at a file without opening it.
+
+    Raises:
+        OSError: there is none, or it cannot be looked at.
+    """
+    if "://" not in path:
+        status = os.stat(path)
+        return FileStatus(status.st_size, status.st_mtime_ns)
+    (result,) = FileSystems.match([path])
+    if not result.metadata_list:
+        raise FileNotFoundError(f"{path} does not exist")
+    (metadata,) = result.metadata_list
+    return FileStatus(metadata.size_in_bytes, int(metadata.last_updated_in_seconds * 1e9))
+
+
+def names(directory: str) -> set[str]:
+    """The names of the files of a directory; none, where there is no directory."""
+    if "://" not in directory:  # Beam's matching would take brackets in the directory's name for a pattern
+        return set(os.listdir(directory)) if os.path.isdir(directory) else set()
     (result,) = FileSystems.match([FileSystems.join(directory, "*")])
-    return sum(FileSystems.split(metadata.path)[1] in names for metadata in result.metadata_list)
+    return {FileSystems.split(metadata.path)[1] for metadata in result.metadata_list}
+
+
+def delete(path: str) -> None:
+    """Deletes a file; one that is not there is fine.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    if "://" in path:
+        if FileSystems.exists(path):
+            FileSystems.delete([path])
+        return
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
+
+
+def delete_temporaries(directory: str) -> None:
+    """Deletes what `create` left in a directory when its process was killed."""
+    for name in names(directory):
+        if _TEMPORARY.search(name):
+            delete(FileSystems.join(directory, name))

@@ -1,6 +1,7 @@
 """Members of tar archives as byte ranges of the archive's file, so that archives are read in place.
 
-An archive inside an archive (ImageNet's train tar holds a tar per class) is a byte range too, and so are its members.
+An archive inside an archive (ImageNet's train tar holds a tar per class) is a byte range too, and can be listed by
+itself.
 """
 
 import io
@@ -8,6 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
+SUFFIX = ".tar"
 _BLOCK_BYTES = 512
 
 
@@ -17,6 +19,11 @@ class Member(NamedTuple):
     name: str
     offset: int
     length: int
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether its name is that of an archive."""
+        return self.name.endswith(SUFFIX)
 
 
 class _Window(io.RawIOBase):
@@ -47,37 +54,34 @@ class _Window(io.RawIOBase):
         return data
 
 
-def members(file: BinaryIO) -> Iterator[Member]:
-    """Lists the regular files of an uncompressed tar archive, those of archives within it included.
+def members(file: BinaryIO, start: int, length: int) -> Iterator[Member]:
+    """Lists the regular files of an uncompressed tar archive.
 
     One pass over the headers, in flat memory.
 
     Args:
-        file: a seekable file at its start; it must not be used by others while the listing goes on.
+        file: a seekable file; it can be listed by several generators in turn, not by several threads.
+        start: where the archive begins in the file, in bytes.
+        length: of the archive, in bytes.
 
     Raises:
         tarfile.TarError: not a tar archive, or damaged or cut short; members before the damage were already yielded.
+        ValueError: a damaged header.
+        OverflowError: a damaged header.
     """
-    end = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    with tarfile.open(fileobj=file, mode="r:") as archive:
+    window = _Window(file, start, length)
+    with tarfile.open(fileobj=window, mode="r:") as archive:
         while (info := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # the listing that tarfile keeps would grow with the archive
-            if info.size < 0 or info.offset_data + info.size > end:
-                raise tarfile.ReadError(f"member {info.name!r} of {info.size} bytes at byte {info.offset} of {end}")
-            if not info.isreg():
-                continue
-            if info.name.endswith(".tar"):
-                inner = _Window(file, info.offset_data, info.size)
-                for member in members(inner):  # type: ignore[arg-type]  # all that tarfile needs of a file
-                    yield member._replace(offset=info.offset_data + member.offset)
-            else:
-                yield Member(info.name, info.offset_data, info.size)
-        _check_end(file, archive.offset)
+            if info.size < 0 or info.offset_data + info.size > length:
+                raise tarfile.ReadError(f"member {info.name!r} of {info.size} bytes at byte {info.offset} of {length}")
+            if info.isreg():
+                yield Member(info.name, start + info.offset_data, info.size)
+        _check_end(window, archive.offset)
 
 
-def _check_end(file: BinaryIO, offset: int) -> None:
+def _check_end(window: _Window, offset: int) -> None:
     """Tarfile takes a damaged header for the end of the archive; the true end is a block of zeros."""
-    file.seek(offset)
-    if file.read(_BLOCK_BYTES) != bytes(_BLOCK_BYTES):
+    window.seek(offset)
+    if window.read(_BLOCK_BYTES) != bytes(_BLOCK_BYTES):
         raise tarfile.ReadError(f"no member and no end of the archive at byte {offset}")

@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     config = koalarization.get_config()
     config.dataset.train_shards = 4
     config.dataset.validation_shards = 2
+    config.dataset.filters.min_lightness = 0.0  # a night sky is among the photographs
     config.model.width_multiplier = 0.25
     config.model.feature_weights = None
     config.batch_size = 8

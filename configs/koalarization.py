@@ -24,6 +24,13 @@ def get_config() -> ConfigDict:
     config.dataset.train_shards = 128
     config.dataset.validation_shards = 16
 
+    config.dataset.filters = ConfigDict()  # 0 turns one off; measured, see pipeline/filters.py
+    config.dataset.filters.min_side = 32  # pixels of the shorter side
+    config.dataset.filters.max_pixels = 50_000_000  # against decompression bombs
+    config.dataset.filters.reject_grayscale = True
+    config.dataset.filters.min_chroma = 2.0  # mean distance from gray, in Lab units
+    config.dataset.filters.min_lightness = 10.0  # mean L, from 0 to 100
+
     config.model = ConfigDict()
     config.model.name = "koalarization"
     config.model.width_multiplier = 1.0  # of the filters of every trainable layer but the last

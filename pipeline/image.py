@@ -6,6 +6,7 @@ Decoding goes by content, never by name: ImageNet has a PNG named .JPEG and CMYK
 import enum
 import io
 import warnings
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -36,7 +37,7 @@ class ResizeMode(str, enum.Enum):
     CROP = "crop"
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, check_size: Callable[[int, int], None] = lambda width, height: None) -> np.ndarray:
     """Decodes a JPEG, PNG, WebP, TIFF, GIF or BMP as a person would see it.
 
     EXIF rotation is applied, transparency is laid on white, CMYK and 16-bit samples are converted; a damaged EXIF block
@@ -44,23 +45,25 @@ def decode(data: bytes) -> np.ndarray:
 
     Args:
         data: the bytes of the file.
+        check_size: called with width and height before the first pixel is decoded; may raise `RejectedImage`.
 
     Returns:
         uint8 [height, width, 3], RGB.
 
     Raises:
-        RejectedImage: not an image, truncated or damaged, or larger than `MAX_PIXELS`.
+        RejectedImage: not an image, truncated or damaged, larger than `MAX_PIXELS`, or refused by `check_size`.
     """
     try:
         opened = Image.open(io.BytesIO(data), formats=_FORMATS)
         _check_size(opened)
+        check_size(opened.width, opened.height)
         opened.load()
         image = _upright(opened)
     except UnidentifiedImageError as error:
         raise RejectedImage(Reason.NOT_AN_IMAGE, f"{len(data)} bytes that no decoder knows") from error
     except Image.DecompressionBombError as error:
         raise RejectedImage(Reason.TOO_LARGE, one_line(error)) from error
-    except MemoryError:  # says nothing of the picture
+    except (MemoryError, RejectedImage):  # the first says nothing of the picture
         raise
     except Exception as error:  # damaged data surfaces as whatever the format's parser stumbled over
         raise RejectedImage(Reason.TRUNCATED, one_line(error)) from error
@@ -125,14 +128,16 @@ def fit(image: np.ndarray, size: int, mode: ResizeMode) -> np.ndarray:
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
         return resize(image[top : top + side, left : left + side], size, size)
-    rows, columns = padded_window(height, width, size)
+    rows, columns = window(height, width, size, mode)
     square = np.full((size, size, 3), 255, np.uint8)
     square[rows, columns] = resize(image, rows.stop - rows.start, columns.stop - columns.start)
     return square
 
 
-def padded_window(height: int, width: int, size: int) -> tuple[slice, slice]:
-    """Where `ResizeMode.PAD` puts a picture: the rows and columns of the square that it fills, at least one of each."""
+def window(height: int, width: int, size: int, mode: ResizeMode) -> tuple[slice, slice]:
+    """The rows and columns of the square that the picture fills: all but in `ResizeMode.PAD`, and at least one."""
+    if mode is not ResizeMode.PAD:
+        return slice(0, size), slice(0, size)
     scale = size / max(height, width)
     inner_height, inner_width = max(1, round(height * scale)), max(1, round(width * scale))
     top, left = (size - inner_height) // 2, (size - inner_width) // 2

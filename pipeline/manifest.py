@@ -2,49 +2,59 @@
 
 import dataclasses
 import json
+from collections import Counter
 from typing import Annotated, Any
 
+import google_crc32c
 import msgspec
 from msgspec import Meta
 
 from pipeline import example, tensors
 from pipeline.errors import UserError
+from pipeline.filters import Filters
 from pipeline.image import ResizeMode
+from pipeline.rejects import Reason
 from pipeline.shards import SPLITS
 
 FILE_NAME = "dataset.json"
 REJECTS_FILE_NAME = "rejects.jsonl"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_SEAL = "crc32c"
 _Count = Annotated[int, Meta(ge=0)]
 
 
 @dataclasses.dataclass(frozen=True)
-class ShardInfo:
-    """One shard file: its name, examples, size in bytes, and CRC-32C (eight hexadecimal digits)."""
+class FileInfo:
+    """One file of a dataset: its name, size in bytes, and CRC-32C (eight hexadecimal digits)."""
 
     name: Annotated[str, Meta(pattern=r"^[^/]+$")]
-    examples: _Count
     bytes: _Count
     crc32c: Annotated[str, Meta(pattern=r"^[0-9a-f]{8}$")]
 
 
 @dataclasses.dataclass(frozen=True)
+class ShardInfo(FileInfo):
+    """One shard file, and how many examples it holds."""
+
+    examples: _Count
+
+
+@dataclasses.dataclass(frozen=True)
 class SplitInfo:
-    """One split: its shards in order, and counts per source of pictures written and rejected."""
+    """One split: its shards in order, and what became of the pictures of each source.
+
+    Listed = written + rejected, for every source; `rejected` also tells them apart by reason.
+    """
 
     shards: tuple[ShardInfo, ...]
-    examples_by_source: dict[str, _Count]
-    rejected_by_source: dict[str, _Count]
+    listed: dict[str, _Count]
+    written: dict[str, _Count]
+    rejected: dict[str, dict[Reason, _Count]]
 
     @property
     def examples(self) -> int:
         """Examples of all shards together."""
         return sum(shard.examples for shard in self.shards)
-
-    @property
-    def rejected(self) -> int:
-        """Pictures that were found but could not be used."""
-        return sum(self.rejected_by_source.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +65,9 @@ class Manifest:
     resize_mode: ResizeMode
     seed: _Count
     validation_fraction: Annotated[float, Meta(ge=0, lt=1)]
+    filters: Filters
     splits: dict[str, SplitInfo]
+    rejects: FileInfo
 
     @property
     def examples(self) -> int:
@@ -63,16 +75,25 @@ class Manifest:
         return sum(split.examples for split in self.splits.values())
 
     @property
-    def rejected(self) -> int:
-        """Pictures of all splits that were found but could not be used."""
-        return sum(split.rejected for split in self.splits.values())
+    def listed(self) -> int:
+        """Pictures that were found."""
+        return sum(sum(split.listed.values()) for split in self.splits.values())
+
+    @property
+    def rejected(self) -> dict[Reason, int]:
+        """Pictures that were found but could not be used, by reason; reasons that did not occur are left out."""
+        counts: Counter[Reason] = Counter()
+        for split in self.splits.values():
+            for by_reason in split.rejected.values():
+                counts.update(by_reason)
+        return dict(counts)
 
     def to_json(self) -> str:
         """The text of `dataset.json`; equal manifests give equal text."""
-        fields = dataclasses.asdict(self)
+        fields = {"schema_version": SCHEMA_VERSION, "tensors": _describe(self.layout), **dataclasses.asdict(self)}
         for split in fields["splits"].values():
             split["examples"] = sum(shard["examples"] for shard in split["shards"])
-        return json.dumps({"schema_version": SCHEMA_VERSION, "tensors": _describe(self.layout), **fields}, indent=1)
+        return _sealed(fields)
 
     @classmethod
     def from_json(cls, text: str, path: str) -> "Manifest":
@@ -83,7 +104,7 @@ class Manifest:
             path: where it was read, for messages.
 
         Raises:
-            UserError: not a manifest, of another schema version, or of an unknown layout.
+            UserError: not a manifest, of another schema version, or altered since it was written.
         """
         try:
             fields = json.loads(text)
@@ -95,17 +116,24 @@ class Manifest:
                 f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; make the dataset again "
                 "with this version of the program"
             )
+        if text != _sealed({name: value for name, value in fields.items() if name != _SEAL}):
+            raise UserError(f"{path} is damaged: its checksum differs; make the dataset again")
         try:
             manifest = msgspec.convert(fields, cls)
         except msgspec.ValidationError as error:
             raise UserError(f"{path} is damaged ({error}); make the dataset again") from error
         _check(manifest, path)
-        described = json.loads(json.dumps(_describe(manifest.layout)))
-        if fields.get("tensors") != described:
+        if fields.get("tensors") != json.loads(json.dumps(_describe(manifest.layout))):
             raise UserError(
                 f"{path} describes other tensors than layout '{manifest.layout}' has; make the dataset again"
             )
         return manifest
+
+
+def _sealed(fields: dict[str, Any]) -> str:
+    """JSON that ends in the CRC-32C of all of it but that line, so that no altered digit goes unnoticed."""
+    crc = google_crc32c.value(json.dumps(fields, indent=1).encode())
+    return json.dumps({**fields, _SEAL: f"{crc:08x}"}, indent=1)
 
 
 def _describe(layout: str) -> dict[str, Any]:
@@ -121,9 +149,17 @@ def _check(manifest: Manifest, path: str) -> None:
     if set(manifest.splits) != set(SPLITS):
         raise UserError(f"{path} is damaged (splits {sorted(manifest.splits)}); make the dataset again")
     for name, split in manifest.splits.items():
-        by_source = sum(split.examples_by_source.values())
-        if by_source != split.examples:
+        accounted = Counter(split.written)
+        for source, by_reason in split.rejected.items():
+            accounted[source] += sum(by_reason.values())
+        if accounted != Counter(split.listed):
             raise UserError(
-                f"{path} is damaged ({name} shards of {split.examples} examples from sources of {by_source}); "
+                f"{path} is damaged ({name}: {split.listed} listed, {dict(accounted)} written or rejected); "
+                "make the dataset again"
+            )
+        written = sum(split.written.values())
+        if written != split.examples:
+            raise UserError(
+                f"{path} is damaged ({name} shards of {split.examples} examples from sources of {written}); "
                 "make the dataset again"
             )

@@ -8,7 +8,11 @@ class Reason(str, enum.Enum):
 
     NOT_AN_IMAGE = "not_an_image"
     TRUNCATED = "truncated"
+    TOO_SMALL = "too_small"
     TOO_LARGE = "too_large"
+    GRAYSCALE = "grayscale"
+    TOO_DARK = "too_dark"
+    TOO_LITTLE_COLOR = "too_little_color"
     DUPLICATE_KEY = "duplicate_key"
     UNREADABLE_BYTES = "unreadable_bytes"
 

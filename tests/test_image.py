@@ -164,8 +164,8 @@ def test_crop_takes_the_center():
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([224, 299]))
-def test_padded_window_lies_in_the_square_and_keeps_the_aspect(height, width, size):
-    rows, columns = image.padded_window(height, width, size)
+def test_window_of_a_padded_picture_lies_in_the_square_and_keeps_the_aspect(height, width, size):
+    rows, columns = image.window(height, width, size, image.ResizeMode.PAD)
     inner = rows.stop - rows.start, columns.stop - columns.start
     assert 0 <= rows.start < rows.stop <= size
     assert 0 <= columns.start < columns.stop <= size

@@ -1,5 +1,5 @@
 import copy
-import json
+import dataclasses
 import os
 import re
 import shutil
@@ -267,11 +267,15 @@ def test_events_that_cannot_be_written_are_one_line(config, compact_dataset, tmp
 
 def test_a_manifest_that_promises_more_than_there_is(config, compact_dataset, tmp_path):
     promised = shutil.copytree(compact_dataset.directory, tmp_path / "data")
-    manifest = json.loads((promised / "dataset.json").read_text())
-    train_split = manifest["splits"]["train"]
-    train_split["shards"][0]["examples"] += 1000
-    train_split["examples_by_source"]["images"] = 1000
-    (promised / "dataset.json").write_text(json.dumps(manifest))
+    manifest = compact_dataset.manifest
+    train_split = manifest.splits["train"]
+    shards = (dataclasses.replace(train_split.shards[0], examples=1000), *train_split.shards[1:])
+    more = {"images": 1000 - train_split.shards[0].examples}
+    train_split = dataclasses.replace(
+        train_split, shards=shards, listed={**train_split.listed, **more}, written={**train_split.written, **more}
+    )
+    manifest = dataclasses.replace(manifest, splits={**manifest.splits, "train": train_split})
+    (promised / "dataset.json").write_text(manifest.to_json())
     with pytest.raises(UserError, match="data cannot be read: .*; make it again"):
         train(config, reader.open_dataset(str(promised)), tmp_path / "run")
 

@@ -1,28 +1,44 @@
 import json
 
+import google_crc32c
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.filters import Filters
 from pipeline.image import ResizeMode
-from pipeline.manifest import Manifest, ShardInfo, SplitInfo
+from pipeline.manifest import FileInfo, Manifest, ShardInfo, SplitInfo
+from pipeline.rejects import Reason
 
 MANIFEST = Manifest(
     layout="compact",
     resize_mode=ResizeMode.STRETCH,
     seed=7,
     validation_fraction=0.1,
+    filters=Filters(32, 50_000_000, True, 2.0, 10.0),
     splits={
         "train": SplitInfo(
             (
-                ShardInfo("train-00000-of-00002.tfrecord", 2, 480_000, "00ab34ef"),
-                ShardInfo("x", 1, 240_000, "12345678"),
+                ShardInfo("train-00000-of-00002.tfrecord", 480_000, "00ab34ef", 2),
+                ShardInfo("x", 240_000, "12345678", 1),
             ),
+            {"images": 1, "places365": 4},
             {"places365": 3},
-            {"images": 1, "places365": 1},
+            {"images": {Reason.TOO_DARK: 1}, "places365": {Reason.GRAYSCALE: 1}},
         ),
-        "validation": SplitInfo((ShardInfo("y", 0, 0, "00000000"),), {}, {}),
+        "validation": SplitInfo((ShardInfo("y", 0, "00000000", 0),), {}, {}, {}),
     },
+    rejects=FileInfo("rejects.jsonl", 300, "01234567"),
 )
+
+
+def altered(old, new):
+    """The manifest with a text replaced, and the checksum of what results."""
+    text = MANIFEST.to_json()
+    assert old in text
+    fields = json.loads(text.replace(old, new))
+    fields.pop("crc32c", None)
+    crc = google_crc32c.value(json.dumps(fields, indent=1).encode())
+    return json.dumps({**fields, "crc32c": f"{crc:08x}"}, indent=1)
 
 
 def test_round_trip():
@@ -30,12 +46,13 @@ def test_round_trip():
 
 
 def test_counts():
-    assert (MANIFEST.examples, MANIFEST.rejected, MANIFEST.splits["train"].examples) == (3, 2, 3)
+    assert (MANIFEST.examples, MANIFEST.listed, MANIFEST.splits["train"].examples) == (3, 5, 3)
+    assert MANIFEST.rejected == {Reason.TOO_DARK: 1, Reason.GRAYSCALE: 1}
 
 
 def test_tells_people_and_programs_what_a_tensor_is():
     fields = json.loads(MANIFEST.to_json())
-    assert fields["schema_version"] == 1
+    assert fields["schema_version"] == 2
     assert fields["tensors"]["ab_224"]["shape"] == [224, 224, 2]
     assert fields["tensors"]["ab_224"]["range"] == [-1.0, 1.0]
     assert fields["tensors"]["l_299"]["stored"]["shape"] == [299, 299, 1]
@@ -48,25 +65,29 @@ def test_tells_people_and_programs_what_a_tensor_is():
         ("", "d.json is not a dataset manifest"),
         ("[]", "d.json is not a dataset manifest"),
         ("{}", "d.json is not a dataset manifest"),
-        ('{"schema_version": 99}', "schema version 99, this program reads 1"),
-        ('{"schema_version": 1}', "d.json is damaged"),
-        (MANIFEST.to_json().replace("compact", "brotli"), "layout 'brotli' is unknown"),
-        (MANIFEST.to_json().replace('"compact"', '"full"'), "describes other tensors than layout 'full' has"),
-        (MANIFEST.to_json().replace('"validation": {', '"test": {'), "d.json is damaged"),
+        ('{"schema_version": 99}', "schema version 99, this program reads 2"),
+        ('{"schema_version": 2}', "d.json is damaged: its checksum differs"),
+        (MANIFEST.to_json() + " ", "its checksum differs"),
+        (MANIFEST.to_json().replace("480000", "480001"), "its checksum differs"),
+        (altered("compact", "brotli"), "layout 'brotli' is unknown"),
+        (altered('"compact"', '"full"'), "describes other tensors than layout 'full' has"),
+        (altered('"validation": {', '"test": {'), "d.json is damaged"),
         (MANIFEST.to_json().replace('"places365": 3', '"places365"'), "is not a dataset manifest"),
-        (MANIFEST.to_json().replace('"crc32c"', '"md5"'), "d.json is damaged"),
-        (MANIFEST.to_json().replace("00ab34ef", "00ab34eg"), "d.json is damaged .*crc32c"),
-        (MANIFEST.to_json().replace('"bytes": 480000', '"bytes": -1'), "d.json is damaged .*bytes"),
-        (MANIFEST.to_json().replace('"bytes": 480000', '"bytes": null'), "d.json is damaged .*bytes"),
-        (MANIFEST.to_json().replace('"seed": 7', '"seed": 7.5'), "d.json is damaged .*seed"),
-        (MANIFEST.to_json().replace('"places365": 3', '"places365": []'), "d.json is damaged .*examples_by_source"),
+        (altered('"crc32c"', '"md5"'), "d.json is damaged"),
+        (altered("00ab34ef", "00ab34eg"), "d.json is damaged .*crc32c"),
+        (altered('"bytes": 480000', '"bytes": -1'), "d.json is damaged .*bytes"),
+        (altered('"bytes": 480000', '"bytes": null'), "d.json is damaged .*bytes"),
+        (altered('"seed": 7', '"seed": 7.5'), "d.json is damaged .*seed"),
+        (altered('"places365": 3', '"places365": []'), "d.json is damaged .*written"),
         (
-            MANIFEST.to_json().replace('"places365": 3', '"places365": 4'),
-            "train shards of 3 examples from sources of 4",
+            altered('"places365": 3', '"places365": 4'),
+            "train: .* listed, .*'places365': 5.* written or rejected",
         ),
-        (MANIFEST.to_json().replace("train-00000-of-00002", "../train"), "d.json is damaged .*name"),
-        (MANIFEST.to_json().replace('"stretch"', '"squash"'), "d.json is damaged .*'squash'"),
-        (MANIFEST.to_json().replace("0.1,", "1.0,"), "d.json is damaged .*validation_fraction"),
+        (altered("train-00000-of-00002", "../train"), "d.json is damaged .*name"),
+        (altered('"stretch"', '"squash"'), "d.json is damaged .*'squash'"),
+        (altered("0.1,", "1.0,"), "d.json is damaged .*validation_fraction"),
+        (altered('"too_dark"', '"too_bright"'), "d.json is damaged .*too_bright"),
+        (altered('"examples": 2', '"examples": 3'), "train shards of 4 examples from sources of 3"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(text, message):

@@ -12,7 +12,8 @@ import skimage.color
 import skimage.io
 
 from beam_jobs import preprocess
-from beam_jobs.sources import RangeReader, list_pictures, parse_source
+from beam_jobs.read_ahead import read_ahead
+from beam_jobs.sources import list_pictures, parse_source
 from pipeline import cli, example, manifest, reader, tfrecord
 from pipeline.manifest import Manifest
 from pipeline.shards import SPLITS, TRAIN, Partition
@@ -25,7 +26,8 @@ def run(*argv):
 
 
 def content(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """The files of a dataset; what the job needs for itself is left out."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "job"}
 
 
 def error_of(capsys):
@@ -38,7 +40,7 @@ def error_of(capsys):
 def test_manifest_describes_what_is_there(dataset):
     fields = json.loads(Path(dataset.directory, manifest.FILE_NAME).read_text())
     assert fields["splits"]["train"]["examples"] + fields["splits"]["validation"]["examples"] == 96
-    by_source = [dataset.manifest.splits[split].examples_by_source for split in SPLITS]
+    by_source = [dataset.manifest.splits[split].written for split in SPLITS]
     assert sum(counts["places365"] for counts in by_source) == 48
     assert sum(counts["imagenet"] for counts in by_source) == 48
     for split in SPLITS:
@@ -51,7 +53,11 @@ def test_manifest_describes_what_is_there(dataset):
             assert len(records) == info.examples
     dataset.check_contents()
     names = {info.name for split in SPLITS for info in dataset.manifest.splits[split].shards}
-    assert set(os.listdir(dataset.directory)) == names | {manifest.FILE_NAME, manifest.REJECTS_FILE_NAME}
+    assert set(os.listdir(dataset.directory)) == names | {manifest.FILE_NAME, manifest.REJECTS_FILE_NAME, "job"}
+    job = Path(dataset.directory, "job")
+    assert {path.name for path in job.iterdir()} == {"settings.json", "reports", "index"}
+    assert {path.name for path in (job / "reports").iterdir()} == {f"{name}.json" for name in names}
+    assert len(list((job / "index").iterdir())) == 1 + 1 + 8  # val_256.tar; the train tar, and the eight within it
 
 
 def test_every_picture_stands_where_its_hash_says(dataset):
@@ -87,9 +93,8 @@ def test_tensors_of_every_picture_equal_scikit_image(datasets, pictures, tmp_pat
     seen = 0
     for source in ("places365:val_256.tar", "imagenet:ILSVRC2012_img_train.tar"):
         kind, name = source.split(":")
-        files = RangeReader()
-        for ref in list_pictures(parse_source(f"{kind}:{pictures}/archives/{name}")):
-            (tmp_path / "picture.jpg").write_bytes(files.read(ref))
+        for ref, data in read_ahead(list_pictures(parse_source(f"{kind}:{pictures}/archives/{name}"))):
+            (tmp_path / "picture.jpg").write_bytes(data)
             rgb = skimage.io.imread(tmp_path / "picture.jpg")
             for size, tensors in ((224, {"l_224": [0], "ab_224": [1, 2]}), (299, {"l_299": [0, 0, 0]})):
                 expected = list(ways_to_round(exactly_resized(rgb, size, size)))
@@ -101,7 +106,6 @@ def test_tensors_of_every_picture_equal_scikit_image(datasets, pictures, tmp_pat
                         stated = example.layout(layout).storage[tensor].error
                         assert np.min(errors, axis=0).max() <= stated + 1e-5, (ref.key, tensor)
             seen += 1
-        files.close()
     assert seen == 96
 
 
@@ -137,7 +141,7 @@ def test_bad_pictures_are_counted_named_and_skipped(tmp_path, capsys):
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(10):
-        (photos / f"{number}.png").write_bytes(encoded(noise(30, 30, number)))
+        (photos / f"{number}.png").write_bytes(encoded(noise(40, 40, number)))
     good = (photos / "3.png").read_bytes()
     (photos / "truncated.png").write_bytes(good[: len(good) // 2])
     (photos / "text.jpg").write_bytes(b"this is no picture")
@@ -159,12 +163,17 @@ def test_bad_pictures_are_counted_named_and_skipped(tmp_path, capsys):
         assert reject.keys() == {"split", "key", "source", "path", "reason", "detail"}
         assert reject["detail"]
     result = Manifest.from_json((tmp_path / "out/dataset.json").read_text(), "dataset.json")
-    assert (result.examples, result.rejected) == (10, 5)
-    assert re.search(r"5 of 15 pictures rejected .*; \d+\.\d images/s", capsys.readouterr().err)
+    assert (result.listed, result.examples) == (15, 10)
+    assert {reason.value: count for reason, count in result.rejected.items()} == {
+        "duplicate_key": 1, "unreadable_bytes": 1, "not_an_image": 1, "truncated": 2,
+    }  # fmt: skip
+    for split in result.splits.values():
+        assert sum(split.listed.values()) == split.examples + sum(split.rejected.get("images", {}).values())
+    assert re.search(r"5 of 15 pictures rejected \(.*2 truncated.*; \d+\.\d images/s", capsys.readouterr().err)
 
 
 def test_of_two_pictures_of_a_key_the_one_that_can_be_used_is_taken(tmp_path):
-    for folder, data in (("a", b"damaged"), ("b", encoded(noise(9, 9)))):
+    for folder, data in (("a", b"damaged"), ("b", encoded(noise(40, 40)))):
         (tmp_path / folder / "photos").mkdir(parents=True)
         (tmp_path / folder / "photos/1.png").write_bytes(data)
     sources = [f"--source=images:{tmp_path}/{folder}/photos" for folder in "ab"]
@@ -175,7 +184,7 @@ def test_of_two_pictures_of_a_key_the_one_that_can_be_used_is_taken(tmp_path):
 
 
 def test_shards_to_which_nothing_falls_are_written_empty(tmp_path):
-    (tmp_path / "one.png").write_bytes(encoded(noise(5, 5)))
+    (tmp_path / "one.png").write_bytes(encoded(noise(40, 40)))
     options = ("--config.dataset.train_shards=3", "--config.dataset.validation_fraction=0")
     assert run(f"--source=images:{tmp_path}/one.png", f"--output={tmp_path}/out", *options) == 0
     result = reader.open_dataset(str(tmp_path / "out"))
@@ -186,7 +195,9 @@ def test_shards_to_which_nothing_falls_are_written_empty(tmp_path):
 @pytest.mark.parametrize("mode", ["stretch", "pad", "crop"])
 def test_resize_mode_is_used_and_recorded(tmp_path, mode):
     (tmp_path / "wide.png").write_bytes(encoded(np.zeros((50, 100, 3), np.uint8)))
+    off = ("min_side=0", "reject_grayscale=False", "min_chroma=0", "min_lightness=0")
     options = (f"--config.dataset.resize_mode={mode}", "--config.dataset.validation_fraction=0")
+    options += tuple(f"--config.dataset.filters.{filter_}" for filter_ in off)
     assert run(f"--source=images:{tmp_path}/wide.png", f"--output={tmp_path}/out", *options) == 0
     result = reader.open_dataset(str(tmp_path / "out"))
     assert result.manifest.resize_mode == mode
@@ -200,7 +211,7 @@ class TestMistakes:
 
     @pytest.fixture
     def source(self, tmp_path):
-        (tmp_path / "one.png").write_bytes(encoded(noise(5, 5)))
+        (tmp_path / "one.png").write_bytes(encoded(noise(40, 40)))
         return f"--source=images:{tmp_path}/one.png"
 
     @pytest.mark.parametrize(
@@ -253,7 +264,8 @@ class TestMistakes:
         assert run(f"--source=places365:{tmp_path}/val_256.tar", f"--output={tmp_path}/out") == 1
         message = error_of(capsys)
         assert f"source places365:{tmp_path}/val_256.tar is not a complete, uncompressed tar archive" in message
-        assert not list((tmp_path / "out").iterdir())
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["job"]
+        assert not list((tmp_path / "out/job").rglob("*.tmp"))
 
     def test_no_usable_picture(self, capsys, tmp_path):
         (tmp_path / "text.jpg").write_bytes(b"this is no picture")
@@ -265,7 +277,7 @@ class TestMistakes:
     def test_output_that_holds_a_dataset(self, capsys, source, compact_dataset):
         before = os.stat(os.path.join(compact_dataset.directory, "dataset.json"))
         assert run(source, f"--output={compact_dataset.directory}") == 1
-        assert "holds a dataset already" in error_of(capsys)
+        assert 'holds another dataset: layout was "compact", not "full"; name another' in error_of(capsys)
         assert os.stat(os.path.join(compact_dataset.directory, "dataset.json")) == before
 
     def test_output_that_cannot_be_made(self, capsys, tmp_path, source):
@@ -275,7 +287,7 @@ class TestMistakes:
 
 
 def test_shard_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch):
-    (tmp_path / "one.png").write_bytes(encoded(noise(5, 5)))
+    (tmp_path / "one.png").write_bytes(encoded(noise(40, 40)))
     monkeypatch.setattr(tfrecord.Writer, "write", lambda self, record: 1 / 0)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         run(f"--source=images:{tmp_path}/one.png", f"--output={tmp_path}/out", "--config.dataset.validation_fraction=0")

@@ -85,7 +85,7 @@ def test_log_handlers_and_stderr_are_as_they_were():
 
 
 def test_progress_bar_on_a_terminal(tmp_path):
-    (tmp_path / "one.png").write_bytes(encoded(noise(9, 9)))
+    (tmp_path / "one.png").write_bytes(encoded(noise(40, 40)))
     command = [
         sys.executable, "-m", "beam_jobs.preprocess", "--config=configs/demo.py",
         f"--source=images:{tmp_path}/one.png", "--config.dataset.validation_fraction=0", f"--output={tmp_path}/out",

@@ -5,7 +5,8 @@ import tarfile
 import pytest
 
 from beam_jobs import sources, storage
-from beam_jobs.sources import RangeReader, Source
+from beam_jobs.read_ahead import read_ahead
+from beam_jobs.sources import Source
 from pipeline.errors import UsageError, UserError
 from tests.helpers import encoded, noise
 
@@ -60,9 +61,29 @@ def test_imagenet_train_from_nested_archive_and_tree(tmp_path, pictures):
                 members.extractall(tmp_path / "train" / inner.name.removesuffix(".tar"), filter="data")
     extracted = refs("imagenet", tmp_path)
     assert [ref[:3] for ref in extracted] == [ref[:3] for ref in nested]
-    reader = RangeReader()
-    assert [reader.read(ref) for ref in extracted] == [reader.read(ref) for ref in nested]
-    reader.close()
+    assert [data for _, data in read_ahead(extracted)] == [data for _, data in read_ahead(nested)]
+
+
+def test_an_archive_of_archives_is_divided_and_a_flat_one_is_not(pictures):
+    nested = sources.parse_source(f"imagenet:{pictures}/archives/ILSVRC2012_img_train.tar")
+    parts = list(sources.parts(nested))
+    assert len(parts) == 1 + 8
+    assert [len(list(sources.list_part(part))) for part in parts] == [0] + [6] * 8
+    flat = sources.parse_source(f"places365:{pictures}/archives/val_256.tar")
+    (part,) = sources.parts(flat)
+    assert len(list(sources.list_part(part))) == 48
+
+
+def test_an_archive_of_both_is_listed_whole(tmp_path, pictures):
+    folder = tmp_path / "both"
+    folder.mkdir()
+    shutil.copy(pictures / "archives/val_256.tar", folder / "val_256.tar")
+    (folder / "z.jpg").write_bytes(PICTURE)
+    for names in (("val_256.tar", "z.jpg"), ("z.jpg", "val_256.tar")):
+        with tarfile.open(tmp_path / "both.tar", "w") as archive:
+            for name in names:
+                archive.add(folder / name, name)
+        assert len(refs("images", tmp_path / "both.tar")) == 48 + 1
 
 
 def test_imagenet_validation_has_no_labels(tmp_path):
@@ -128,26 +149,11 @@ def test_bad_sources_are_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_files_that_vanish_or_shrink_are_an_error_to_the_reader(tmp_path):
-    root = tree(tmp_path / "photos", "a.jpg", "b.jpg")
-    first, second = refs("images", root)
-    os.remove(root / "a.jpg")
-    (root / "b.jpg").write_bytes(PICTURE[:10])
-    reader = RangeReader()
-    with pytest.raises(OSError, match="a.jpg"):
-        reader.read(first)
-    with pytest.raises(OSError, match=f"10 of {len(PICTURE)} bytes"):
-        reader.read(second)
-    reader.close()
-
-
 def test_a_name_that_is_not_utf_8_is_escaped(tmp_path):
     (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(PICTURE)
     (ref,) = refs("images", tmp_path)
     assert ref.key == f"images/{tmp_path.name}/caf\\udce9.jpg"
-    reader = RangeReader()
-    assert reader.read(ref) == PICTURE
-    reader.close()
+    assert list(read_ahead([ref])) == [(ref, PICTURE)]
 
 
 def test_links_to_folders_are_followed_once(tmp_path):
@@ -176,7 +182,7 @@ def test_pipes_are_no_pictures(tmp_path):
     os.mkfifo(tmp_path / "2.png")
     assert len(refs("images", tmp_path)) == len(refs("images", f"{tmp_path}/*.png")) == 1
     with pytest.raises(UserError, match="matches nothing"):
-        refs("images", tmp_path / "2.png")
+        sources.check_readable(Source("images", f"{tmp_path}/2.png"))
 
 
 def test_a_broken_link_is_listed_so_that_it_is_accounted_for(tmp_path):

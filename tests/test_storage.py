@@ -47,10 +47,24 @@ def test_paths_that_nothing_can_open_are_refused(path):
         storage.absolute(path)
 
 
-def test_count_and_absolute(tmp_path, monkeypatch):
-    for name in ("a.tfrecord", "b.tfrecord", "c.tfrecord.tmp"):
-        (tmp_path / name).write_text("")
-    assert storage.count(str(tmp_path), {"a.tfrecord", "b.tfrecord", "d.tfrecord"}) == 2
+def test_names_and_deletion_in_a_folder_that_looks_like_a_pattern(tmp_path):
+    folder = tmp_path / "odd [1]*"
+    storage.make_directory(str(folder))
+    assert storage.names(str(folder)) == set()
+    with storage.create(str(folder / "a")) as file:
+        file.write(b"content")
+    (folder / f"a.{'0' * 32}.tmp").write_text("left by a killed process")
+    (folder / "b.tmp").write_text("not ours")
+    storage.delete_temporaries(str(folder))
+    assert storage.names(str(folder)) == {"a", "b.tmp"}
+    assert storage.stat(str(folder / "a")).size == 7
+    storage.delete(str(folder / "a"))
+    storage.delete(str(folder / "a"))
+    assert storage.names(str(folder)) == {"b.tmp"}
+    assert storage.names(str(folder / "absent")) == set()
+
+
+def test_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("x") == str(tmp_path / "x")
     monkeypatch.setattr(storage.FileSystems, "get_filesystem", lambda path: None)  # as with the client for it installed

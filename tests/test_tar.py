@@ -24,7 +24,7 @@ def archive(files, tar_format=tarfile.GNU_FORMAT):
 
 
 def contents(data):
-    return {name: data[offset : offset + length] for name, offset, length in tar.members(io.BytesIO(data))}
+    return {name: data[start : start + length] for name, start, length in tar.members(io.BytesIO(data), 0, len(data))}
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -36,11 +36,14 @@ def test_members_are_byte_ranges(tar_format):
 def test_members_of_archives_within_archives():
     inner = archive({"n01440764_1.JPEG": b"tench", "n01440764_2.JPEG": b"another"})
     data = archive({"n01440764.tar": inner, "n01443537.tar": archive({"n01443537_1.JPEG": b"goldfish"})})
-    assert contents(data) == {
-        "n01440764_1.JPEG": b"tench",
-        "n01440764_2.JPEG": b"another",
-        "n01443537_1.JPEG": b"goldfish",
+    outer = list(tar.members(io.BytesIO(data), 0, len(data)))
+    assert [(member.name, member.is_archive) for member in outer] == [("n01440764.tar", True), ("n01443537.tar", True)]
+    found = {
+        name: data[start : start + length]
+        for archive_ in outer
+        for name, start, length in tar.members(io.BytesIO(data), archive_.offset, archive_.length)
     }
+    assert found == {"n01440764_1.JPEG": b"tench", "n01440764_2.JPEG": b"another", "n01443537_1.JPEG": b"goldfish"}
 
 
 def test_empty_archive():
@@ -99,5 +102,5 @@ def test_listing_keeps_no_members():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tarfile, "open", spy)
-        for _ in tar.members(file):
+        for _ in tar.members(file, 0, len(data)):
             assert len(opened[0].members) <= 1

@@ -64,9 +64,7 @@ class Colorizer:
     def _join(self, picture: np.ndarray, ab: np.ndarray) -> np.ndarray:
         """The picture's lightness [H, W] and the predicted ab [224, 224, 2] in [-1, 1] to RGB [H, W, 3]."""
         height, width = picture.shape[:2]
-        if self._resize_mode is ResizeMode.PAD:
-            rows, columns = image.padded_window(height, width, tensors.ENCODER_SIZE)
-            ab = ab[rows, columns]
+        ab = ab[image.window(height, width, tensors.ENCODER_SIZE, self._resize_mode)]
         ab = cv2.resize(np.ascontiguousarray(ab), (width, height), interpolation=cv2.INTER_LINEAR)
         result = np.empty_like(picture)
         for top in range(0, height, _STRIP_ROWS):

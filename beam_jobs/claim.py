@@ -1,0 +1,134 @@
+"""One job at a time: a directory is claimed by a file that says who works there, and that they still do.
+
+The owner writes the time into the file every few seconds. A claim is stale when its process is known to be gone, or has
+not been heard of for two minutes: another job may then take it over. Should the first one be alive after all, both
+write the same bytes: a job of other settings is refused before it writes anything.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+import msgspec
+from apache_beam.io.filesystems import FileSystems
+
+from beam_jobs import storage
+from pipeline.errors import UserError
+
+FILE_NAME = "claim.json"
+_BEAT_SECONDS = 10.0
+_STALE_SECONDS = 120.0
+_SETTLE_SECONDS = 2.0  # for two jobs that start at once on remote storage, where no file can be created exclusively
+
+
+@dataclasses.dataclass(frozen=True)
+class _Claim:
+    """Who works in a directory; `started` tells a process from a later one of the same number."""
+
+    job: str
+    host: str
+    process: int
+    started: str
+    seen: float  # seconds since 1970
+
+    def is_stale(self) -> bool:
+        """Whether nobody works there any more, as far as can be told from here."""
+        if self.host == socket.gethostname() and os.path.isdir("/proc"):
+            return _start_of(self.process) != self.started
+        return time.time() - self.seen > _STALE_SECONDS
+
+
+@contextlib.contextmanager
+def claim(directory: str) -> Iterator[None]:
+    """Claims a directory while the block runs.
+
+    Raises:
+        UserError: another job works there.
+    """
+    path = FileSystems.join(directory, FILE_NAME)
+    own = _Claim(uuid.uuid4().hex, socket.gethostname(), os.getpid(), _start_of(os.getpid()), time.time())
+    _take(path, own)
+    done = threading.Event()
+    thread = threading.Thread(target=_beat, args=(path, own, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        with _alone(path):
+            if _read(path, own.job) == own.job:
+                storage.delete(path)
+
+
+def _take(path: str, own: _Claim) -> None:
+    with _alone(path):
+        before = _load(path)
+        if before is not None and not before.is_stale():
+            raise _taken(path, before)
+        _write(path, own)
+    if "://" in path:
+        time.sleep(_SETTLE_SECONDS)
+        if (now := _load(path)) and now.job != own.job:
+            raise _taken(path, now)
+
+
+@contextlib.contextmanager
+def _alone(path: str) -> Iterator[None]:
+    """Keeps other processes from between a look at the claim and the next write, on a local disk."""
+    if "://" in path:
+        yield
+        return
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _beat(path: str, own: _Claim, done: threading.Event) -> None:
+    while not done.wait(_BEAT_SECONDS):
+        with contextlib.suppress(OSError, UserError), _alone(path):  # storage that fails now may answer in time
+            if _read(path, own.job) == own.job:
+                _write(path, dataclasses.replace(own, seen=time.time()))
+
+
+def _read(path: str, default: str) -> str:
+    found = _load(path)
+    return default if found is None else found.job
+
+
+def _load(path: str) -> _Claim | None:
+    try:
+        return msgspec.json.decode(storage.read_text(path), type=_Claim)
+    except (OSError, msgspec.DecodeError):  # none, or what no job has written
+        return None
+
+
+def _write(path: str, own: _Claim) -> None:
+    with storage.create(path) as file:
+        file.write(msgspec.json.encode(own))
+
+
+def _taken(path: str, owner: _Claim) -> UserError:
+    seen, directory = max(0, round(time.time() - owner.seen)), os.path.dirname(os.path.dirname(path))
+    return UserError(
+        f"{directory} is being written by process {owner.process} on {owner.host}, last seen {seen} s ago; wait "
+        f"for it or stop it (a job that is gone is noticed after {_STALE_SECONDS:.0f} s at most)"
+    )
+
+
+def _start_of(process: int) -> str:
+    """When a process of this machine started, in clock ticks since it booted; "" if there is none."""
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""

@@ -1,0 +1,124 @@
+"""`DIR/job/`, beside the shards: what lets a job go on where another was killed, and says how a dataset was made.
+
+    job/settings.json                            what the job was told to do
+    job/reports/train-00000-of-00016.tfrecord.json   written after each shard: what is in it
+    job/index/*.jsonl.gz                         the members of archives, so that they are listed only once
+    job/claim.json                               while a job runs
+
+A dataset is read without it; it can be deleted, and a job then makes every shard anew.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import msgspec
+from apache_beam.io.filesystems import FileSystems
+
+from beam_jobs import storage
+from beam_jobs.claim import claim
+from pipeline import manifest
+from pipeline.errors import UserError
+
+_SHARD = re.compile(r"^(train|validation)-\d{5}-of-\d{5}\.tfrecord$")
+_Record = TypeVar("_Record")
+
+
+class JobFolder:
+    """The folder of a job; its methods can be called from any worker."""
+
+    def __init__(self, output: str):
+        self._output = output
+        self._folder = FileSystems.join(output, "job")
+        self._settings = FileSystems.join(self._folder, "settings.json")
+        self._reports = FileSystems.join(self._folder, "reports")
+        self.index = FileSystems.join(self._folder, "index")
+
+    @contextlib.contextmanager
+    def open(self, settings: dict[str, Any], overwrite: bool) -> Iterator[None]:
+        """Claims the output for one job, and clears away what killed ones left half-written.
+
+        Args:
+            settings: what the job is to do, as JSON values; the same settings go on with what there is.
+            overwrite: delete what other settings have made instead of refusing it.
+
+        Raises:
+            UserError: another job works there, or the output holds something made with other settings.
+        """
+        for folder in (self._output, self._folder, self._reports, self.index):
+            storage.make_directory(folder)
+        with claim(self._folder):
+            self._check_settings(json.loads(json.dumps(settings)), overwrite)
+            self._clean()
+            yield
+            self._clean()
+
+    def _clean(self) -> None:
+        for folder in (self._output, self._folder, self._reports, self.index):
+            storage.delete_temporaries(folder)
+
+    def _check_settings(self, settings: dict[str, Any], overwrite: bool) -> None:
+        before = self._read_settings()
+        if before == settings:
+            return
+        made = self._made()
+        if made and not overwrite:
+            difference = (
+                _difference(before, settings) if before else f"{made[0]}, of which nothing says how it was made"
+            )
+            raise UserError(
+                f"--output={self._output} holds another dataset: {difference}; name another directory, or delete that "
+                "dataset with --overwrite"
+            )
+        self._delete(made)
+        with storage.create(self._settings) as file:
+            file.write(json.dumps(settings, indent=1).encode())
+
+    def _read_settings(self) -> dict[str, Any] | None:
+        try:
+            return msgspec.json.decode(storage.read_text(self._settings), type=dict[str, Any])
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def _made(self) -> list[str]:
+        """The files of a dataset that stand in the output, `dataset.json` first."""
+        files = (manifest.FILE_NAME, manifest.REJECTS_FILE_NAME)
+        found = storage.names(self._output)
+        return [name for name in files if name in found] + sorted(filter(_SHARD.match, found))
+
+    def _delete(self, made: list[str]) -> None:
+        """In the order of `_made`, which never leaves a manifest without its shards."""
+        for name in made:
+            storage.delete(FileSystems.join(self._output, name))
+        for name in storage.names(self._reports):
+            storage.delete(FileSystems.join(self._reports, name))
+
+    def read_report(self, shard: str, kind: type[_Record]) -> _Record | None:
+        """What was reported of a shard; None, if nothing that can be read."""
+        try:
+            return msgspec.json.decode(storage.read_text(self._report(shard)), type=kind)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def write_report(self, shard: str, report: object) -> None:
+        """Reports a shard that is complete."""
+        with storage.create(self._report(shard)) as file:
+            file.write(msgspec.json.encode(report))
+
+    def _report(self, shard: str) -> str:
+        return FileSystems.join(self._reports, f"{shard}.json")
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first setting that differs, in words."""
+    for name in sorted(before.keys() | now.keys()):
+        if name not in before or name not in now:
+            return f"{name} was not there" if name in now else f"{name} is gone"
+        first, second = before[name], now[name]
+        if isinstance(first, dict) and isinstance(second, dict) and first != second:
+            return f"{name}.{_difference(first, second)}"
+        if first != second:
+            return f"{name} was {json.dumps(first)}, not {json.dumps(second)}"
+    raise ValueError("nothing differs")

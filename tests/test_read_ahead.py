@@ -1,0 +1,77 @@
+import os
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from beam_jobs import read_ahead as module
+from beam_jobs import storage
+from beam_jobs.read_ahead import read_ahead
+from beam_jobs.sources import ImageRef
+
+
+def ref(path, offset, length):
+    return ImageRef(f"images/{offset}", "images", "", os.fsencode(path), offset, length)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("read") / "file"
+    path.write_bytes(bytes(range(256)) * 40)
+    return path
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.integers(0, 9000), st.integers(0, 1000)), max_size=150), st.integers(0, 3000))
+def test_bytes_come_in_the_order_of_the_references(file, ranges, budget):
+    data = file.read_bytes()
+    refs = [ref(file, offset, length) for offset, length in ranges]
+    found = list(read_ahead(refs, budget))
+    assert [each for each, _ in found] == refs
+    assert [content for _, content in found] == [data[offset : offset + length] for offset, length in ranges]
+
+
+def test_what_is_held_stays_within_the_budget(file, monkeypatch):
+    """Counted from the moment that a read begins to the moment that its bytes are handed out."""
+    held, most, lock = 0, 0, threading.Lock()
+    read = module._Files.read
+
+    def counted(self, each):
+        nonlocal held, most
+        with lock:
+            held += each.length
+            most = max(most, held)
+        return read(self, each)
+
+    monkeypatch.setattr(module._Files, "read", counted)
+    for each, data in read_ahead([ref(file, number, 100) for number in range(500)], budget=1000):
+        with lock:
+            held -= len(data)
+        assert len(data) == each.length
+    assert 500 < most <= 1000 + 100  # that which was just handed out counts until it is taken
+
+
+def test_a_picture_larger_than_the_budget_is_read_all_the_same(file):
+    ((_, data),) = read_ahead([ref(file, 0, 9000)], budget=10)
+    assert len(data) == 9000
+
+
+def test_files_that_vanish_or_shrink_are_handed_out_as_errors(tmp_path):
+    (tmp_path / "short").write_bytes(b"content")
+    refs = [ref(tmp_path / "gone", 0, 5), ref(tmp_path / "short", 3, 5), ref(tmp_path / "short", 0, 7)]
+    gone, short, whole = (data for _, data in read_ahead(refs))
+    assert isinstance(gone, FileNotFoundError)
+    assert "4 of 5 bytes at 3" in str(short)
+    assert whole == b"content"
+
+
+def test_whoever_stops_early_leaves_no_file_open(file, monkeypatch):
+    opened = []
+    original = storage.open_binary
+    monkeypatch.setattr(storage, "open_binary", lambda path: opened.append(original(path)) or opened[-1])
+    reading = read_ahead([ref(file, number, 10) for number in range(300)])
+    next(reading)
+    reading.close()
+    assert opened
+    assert all(each.closed for each in opened)
