@@ -10,7 +10,6 @@ A dataset is read without it; it can be deleted, and a job then makes every shar
 
 import contextlib
 import json
-import re
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -19,10 +18,9 @@ from apache_beam.io.filesystems import FileSystems
 
 from beam_jobs import storage
 from beam_jobs.claim import claim
-from pipeline import manifest
+from pipeline import manifest, shards
 from pipeline.errors import UserError
 
-_SHARD = re.compile(r"^(train|validation)-\d{5}-of-\d{5}\.tfrecord$")
 _Record = TypeVar("_Record")
 
 
@@ -86,7 +84,7 @@ class JobFolder:
         """The files of a dataset that stand in the output, `dataset.json` first."""
         files = (manifest.FILE_NAME, manifest.REJECTS_FILE_NAME)
         found = storage.names(self._output)
-        return [name for name in files if name in found] + sorted(filter(_SHARD.match, found))
+        return [name for name in files if name in found] + sorted(filter(shards.is_shard_name, found))
 
     def _delete(self, made: list[str]) -> None:
         """In the order of `_made`, which never leaves a manifest without its shards."""

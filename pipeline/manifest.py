@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections import Counter
 from typing import Annotated, Any
 
@@ -9,12 +10,12 @@ import google_crc32c
 import msgspec
 from msgspec import Meta
 
-from pipeline import example, tensors
-from pipeline.errors import UserError
+from pipeline import example, files, tensors
+from pipeline.errors import UserError, one_line
 from pipeline.filters import Filters
 from pipeline.image import ResizeMode
 from pipeline.rejects import Reason
-from pipeline.shards import SPLITS
+from pipeline.shards import SPLITS, Partition
 
 FILE_NAME = "dataset.json"
 REJECTS_FILE_NAME = "rejects.jsonl"
@@ -75,6 +76,12 @@ class Manifest:
         return sum(split.examples for split in self.splits.values())
 
     @property
+    def partition(self) -> Partition:
+        """The rule by which pictures were dealt to the shards."""
+        train, validation = (len(self.splits[split].shards) for split in SPLITS)
+        return Partition(self.seed, self.validation_fraction, train, validation)
+
+    @property
     def listed(self) -> int:
         """Pictures that were found."""
         return sum(sum(split.listed.values()) for split in self.splits.values())
@@ -128,6 +135,27 @@ class Manifest:
                 f"{path} describes other tensors than layout '{manifest.layout}' has; make the dataset again"
             )
         return manifest
+
+
+def read(directory: str) -> Manifest:
+    """Reads the manifest of a dataset.
+
+    Args:
+        directory: local or remote.
+
+    Raises:
+        UserError: there is none, or none that can be used.
+    """
+    path = os.path.join(directory, FILE_NAME)
+    try:
+        with files.open_binary(path) as file:
+            text = file.read().decode(errors="replace")
+    except OSError as error:
+        raise UserError(
+            f"{directory} is no dataset: {path} cannot be read ({one_line(error)}); it is written last, so a job that "
+            "was interrupted leaves none"
+        ) from error
+    return Manifest.from_json(text, path)
 
 
 def _sealed(fields: dict[str, Any]) -> str:

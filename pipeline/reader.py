@@ -78,16 +78,7 @@ def open_dataset(directory: str) -> Dataset:
     Raises:
         UserError: no manifest there, one of another schema version, or a shard that is missing or of the wrong size.
     """
-    path = tf.io.gfile.join(directory, manifest.FILE_NAME)
-    try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            text = file.read().decode(errors="replace")
-    except tf.errors.OpError as error:
-        raise UserError(
-            f"{directory} is no dataset: {path} cannot be read; it is written last, so a job that was interrupted "
-            "leaves none"
-        ) from error
-    dataset = Dataset(directory, Manifest.from_json(text, path))
+    dataset = Dataset(directory, manifest.read(directory))
     dataset.check_sizes()
     return dataset
 

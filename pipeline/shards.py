@@ -6,6 +6,7 @@ which pictures are found nor on the machine, and a picture stays in its split wh
 
 import dataclasses
 import hashlib
+import re
 from typing import NamedTuple
 
 from pipeline.errors import UserError
@@ -14,11 +15,17 @@ TRAIN = "train"
 VALIDATION = "validation"
 SPLITS = (TRAIN, VALIDATION)
 _HASH_SPACE = 1 << 64
+_SHARD_NAME = re.compile(rf"^({'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.tfrecord$")
 
 
 def shard_name(split: str, number: int, count: int) -> str:
     """The file name of a shard, as in `train-00003-of-00016.tfrecord`."""
     return f"{split}-{number:05d}-of-{count:05d}.tfrecord"
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether a file name is one that `shard_name` gives."""
+    return _SHARD_NAME.match(name) is not None
 
 
 class Shard(NamedTuple):

@@ -143,8 +143,8 @@ class TestRefuses:
 
     def test_another_schema_version(self, copy):
         fields = json.loads((copy / "dataset.json").read_text())
-        (copy / "dataset.json").write_text(json.dumps({**fields, "schema_version": 2}))
-        self.refused(copy, "has schema version 2, this program reads 1")
+        (copy / "dataset.json").write_text(json.dumps({**fields, "schema_version": 1}))
+        self.refused(copy, "has schema version 1, this program reads 2")
 
     def test_missing_shard(self, copy):
         os.remove(copy / "train-00003-of-00007.tfrecord")
