@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python -m
 DEMO := demo
 
-.PHONY: setup gpu demo test test-slow lint format lock proto clean
+.PHONY: setup gpu demo engines flink test test-slow test-engines lint format lock proto clean
 
 setup: .venv/.complete
 
@@ -34,6 +34,28 @@ test: setup
 # What takes minutes: a job killed twenty times.
 test-slow: setup
 	$(RUN) pytest tests -m slow
+
+# Other engines for the Beam jobs: Prism, built from the Go module of the Python package's version, and Flink.
+engines: .engines/prism .engines/flink/.complete
+
+.engines/prism: requirements.lock
+	GOBIN=$(CURDIR)/.engines go install github.com/apache/beam/sdks/v2/go/cmd/prism@v$$(sed -n 's/^apache-beam==\([0-9.]*\).*/\1/p' $<)
+	touch $@
+
+.engines/flink/.complete: engines/flink.xml
+	rm -rf .engines/flink
+	mvn -q -B -f $< org.apache.maven.plugins:maven-dependency-plugin:2.8:copy-dependencies -DincludeScope=runtime -DoutputDirectory=$(CURDIR)/.engines/flink
+	touch $@
+
+# Flink with Beam's job server, on this machine, until interrupted.
+flink: .engines/flink/.complete
+	java $(addprefix --add-opens=java.base/java.,lang=ALL-UNNAMED nio=ALL-UNNAMED util=ALL-UNNAMED) \
+		-cp '.engines/flink/*' org.apache.beam.runners.flink.FlinkJobServerDriver --flink-master='[local]' \
+		--job-port=8099 --artifact-port=0 --expansion-port=0
+
+# The same job on every engine.
+test-engines: setup engines
+	$(RUN) pytest tests -m engines
 
 lint: setup
 	$(RUN) ruff check .

@@ -58,6 +58,7 @@ def main(argv: Sequence[str]) -> None:
     spec = DatasetSpec.from_config(values.config)
     inputs = [sources.parse_source(text) for text in values.source]
     output = storage.absolute(values.output)
+    runner.check_output(options, output)
     preprocess(inputs, output, spec, options, values.overwrite, values.max_reject_fraction)
 
 

@@ -10,16 +10,23 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn, TextIO
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, PortableOptions, StandardOptions
 from apache_beam.runners import create_runner
 from tqdm import tqdm
 
 from pipeline.errors import UsageError, UserError, one_line
 
 # Beam's own default starts by downloading a runner; this one is part of the Python package and uses every core.
-_EMBEDDED = ("--runner=FnApiRunner", "--direct_running_mode=multi_threading", "--direct_num_workers=0")
+_DEFAULTS = (
+    "--runner=FnApiRunner",
+    "--direct_running_mode=multi_threading",
+    "--direct_num_workers=0",
+    "--prism_log_level=warn",  # Prism tells of its own start and end
+)
 # These ask a job server which options it has.
 _RUNNERS_WITH_OPTIONS_OF_THEIR_OWN = ("FlinkRunner", "PortableRunner", "PrismRunner", "SparkRunner")
+# Where the workers of an engine run if no --environment_type is given; on this machine, but for these.
+_ENVIRONMENTS = {"DataflowRunner": "DOCKER", "PortableRunner": "DOCKER", "SparkRunner": "DOCKER"}
 _POLL_SECONDS = 0.5
 # An error crosses from a worker to here as text, whatever the engine.
 _USER_ERROR = re.compile(rf"{UserError.__module__}\.{UserError.__name__}: (.*?)(?: \[while running .*)?$", re.MULTILINE)
@@ -31,7 +38,7 @@ def parse_options(argv: Sequence[str]) -> PipelineOptions:
     Raises:
         UsageError: an option that Beam does not know, a value that it does not take, or an engine that is not there.
     """
-    options = PipelineOptions([*_EMBEDDED, *argv])
+    options = PipelineOptions([*_DEFAULTS, *argv])
     unknown: list[str] = []
 
     def inspect(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +56,21 @@ def parse_options(argv: Sequence[str]) -> PipelineOptions:
     if unknown and runner not in _RUNNERS_WITH_OPTIONS_OF_THEIR_OWN:
         raise UsageError(f"unknown option {unknown[0]}")
     return options
+
+
+def check_output(options: PipelineOptions, output: str) -> None:
+    """Refuses an output that the workers cannot write to: they would write into their containers, which are deleted.
+
+    Raises:
+        UsageError: a local path, and workers that run in containers.
+    """
+    runner = options.view_as(StandardOptions).runner
+    environment = options.view_as(PortableOptions).environment_type or _ENVIRONMENTS.get(runner, "LOOPBACK")
+    if environment == "DOCKER" and "://" not in output:
+        raise UsageError(
+            f"--output={output} is local, but the workers of {runner} run in containers; name a remote directory, or "
+            "workers of this machine with --environment_type=LOOPBACK or EXTERNAL"
+        )
 
 
 def _refuse(message: str) -> NoReturn:
@@ -152,6 +174,7 @@ class _TracelessStream:
 def _quiet() -> Iterator[None]:
     """Keeps Beam's stack traces of a user's mistake from logs and terminal while the block runs."""
     noise = _Noise()
+    logging.getLogger("apache_beam.utils.subprocess_server").setLevel(logging.ERROR)  # it warns of stopping its server
     handlers, filter_ = list(logging.getLogger().handlers), _NoTraces(noise)
     for handler in handlers:
         handler.addFilter(filter_)

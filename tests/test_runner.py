@@ -64,6 +64,28 @@ def test_unknown_options_are_refused(argv, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("argv", "refused"),
+    [
+        ([], False),
+        (["--runner=PrismRunner"], False),
+        (["--runner=PrismRunner", "--environment_type=DOCKER"], True),
+        (["--runner=PortableRunner", "--job_endpoint=localhost:1"], True),
+        (["--runner=PortableRunner", "--job_endpoint=localhost:1", "--environment_type=EXTERNAL"], False),
+        (["--runner=FlinkRunner"], False),
+        (["--runner=FlinkRunner", "--environment_type=DOCKER"], True),
+    ],
+)
+def test_local_output_and_workers_in_containers(argv, refused):
+    options = runner.parse_options(argv)
+    runner.check_output(options, "gs://bucket/data")
+    if refused:
+        with pytest.raises(UsageError, match="--output=/x is local, but the workers of .* run in containers"):
+            runner.check_output(options, "/x")
+    else:
+        runner.check_output(options, "/x")
+
+
 def test_a_user_s_mistake_in_a_worker_is_one_line_without_traces(capsys, caplog):
     with pytest.raises(UserError, match="^the thing; do this$"):
         run(fail)

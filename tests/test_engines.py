@@ -1,0 +1,101 @@
+"""The same job on the embedded runner, on Prism, and on Flink with Python workers in processes of their own.
+
+Beam's part of it is real: `make engines` builds or fetches it. Without it these tests are skipped.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.test_preprocess import content
+
+ENGINES = Path(__file__).parent.parent / ".engines"
+JAVA = [f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in ("lang", "nio", "util")]
+OPTIONS = ("--config.dataset.layout=compact", "--config.dataset.train_shards=7")
+pytestmark = pytest.mark.engines
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def started(command, port, log, **environment):
+    """A server that listens on a port."""
+    process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment})
+    for _ in range(600):
+        with socket.socket() as caller:
+            if caller.connect_ex(("127.0.0.1", port)) == 0:
+                return process
+        assert process.poll() is None, f"{command[0]} ended with {process.returncode}"
+        time.sleep(0.1)
+    raise AssertionError(f"{command[0]} does not listen on {port}")
+
+
+@pytest.fixture(scope="module")
+def prism():
+    binary = ENGINES / "prism"
+    if not binary.exists():
+        pytest.skip("no Prism: make engines")
+    return ["--runner=PrismRunner", f"--prism_location={binary}"]
+
+
+@pytest.fixture(scope="module")
+def flink(tmp_path_factory):
+    """Beam's job server with a Flink of two task slots, and a pool that starts a Python process for each worker."""
+    if not (ENGINES / "flink/.complete").exists() or shutil.which("java") is None:
+        pytest.skip("no Flink: make engines, and a Java")
+    job_port, pool_port = free_port(), free_port()
+    server = ["java", *JAVA, "-cp", f"{ENGINES}/flink/*", "org.apache.beam.runners.flink.FlinkJobServerDriver"]
+    server += ["--flink-master=[local]", f"--job-port={job_port}", "--artifact-port=0", "--expansion-port=0"]
+    pool = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={pool_port}"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the pool starts its workers as plain "python"
+    with open(tmp_path_factory.mktemp("flink") / "log", "wb") as log:
+        processes = [started(server, job_port, log), started(pool, pool_port, log, PATH=path)]
+        yield [
+            "--runner=PortableRunner", f"--job_endpoint=localhost:{job_port}", "--environment_type=EXTERNAL",
+            f"--environment_config=localhost:{pool_port}", "--parallelism=2", "--sdk_worker_parallelism=2",
+        ]  # fmt: skip
+        for process in processes:
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.fixture(params=["prism", "flink"])
+def engine(request):
+    """Beam options that choose an engine."""
+    return request.getfixturevalue(request.param)
+
+
+def job(*argv):
+    command = [sys.executable, "-m", "beam_jobs.preprocess", "--config=configs/demo.py", *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_the_same_bytes_on_every_engine(engine, pictures, compact_dataset, tmp_path):
+    archives = pictures / "archives"
+    sources = (f"--source=places365:{archives}/val_256.tar", f"--source=imagenet:{archives}/ILSVRC2012_img_train.tar")
+    result = job(*engine, *sources, *OPTIONS, f"--output={tmp_path}/out")
+    assert result.returncode == 0, result.stderr
+    assert content(tmp_path / "out") == content(Path(compact_dataset.directory))
+    assert len(result.stderr.splitlines()) == 1, result.stderr  # the report, and nothing of the engine's
+
+
+def test_a_user_s_mistake_in_a_worker_is_one_line(engine, pictures, tmp_path):
+    data = (pictures / "archives/val_256.tar").read_bytes()
+    (tmp_path / "val_256.tar").write_bytes(data[: len(data) // 2])
+    result = job(*engine, f"--source=places365:{tmp_path}/val_256.tar", *OPTIONS, f"--output={tmp_path}/out")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(
+        f"error: source places365:{tmp_path}/val_256.tar is not a complete, uncompressed tar archive"
+    )
+    assert not (tmp_path / "out/dataset.json").exists()
