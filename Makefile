@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python -m
 DEMO := demo
 
-.PHONY: setup gpu demo engines flink test test-slow test-engines lint format lock proto clean
+.PHONY: setup gpu demo engines flink test test-slow test-engines bench-preprocess lint format lock proto clean
 
 setup: .venv/.complete
 
@@ -56,6 +56,10 @@ flink: .engines/flink/.complete
 # The same job on every engine.
 test-engines: setup engines
 	$(RUN) pytest tests -m engines
+
+# Figures, as ratios within one run; PICTURES names a folder of JPEGs, else photographs of scikit-image are cut.
+bench-preprocess: setup
+	$(RUN) benchmarks.preprocess $(if $(PICTURES),--pictures=$(PICTURES))
 
 lint: setup
 	$(RUN) ruff check .

@@ -105,7 +105,7 @@ def write_places_val(path: Path, pictures: Sequence[np.ndarray]) -> None:
     with tarfile.open(path, "w") as archive:
         for number, picture in enumerate(pictures, 1):
             small = Image.fromarray(picture).resize((256, 256), Image.Resampling.BOX)
-            _add(archive, f"val_256/Places365_val_{number:08d}.jpg", _jpeg(small))
+            add_member(archive, f"val_256/Places365_val_{number:08d}.jpg", jpeg(small))
 
 
 def write_imagenet_train(path: Path, pictures_by_class: Mapping[str, Sequence[np.ndarray]]) -> None:
@@ -115,17 +115,19 @@ def write_imagenet_train(path: Path, pictures_by_class: Mapping[str, Sequence[np
             buffer = io.BytesIO()
             with tarfile.open(fileobj=buffer, mode="w") as inner:
                 for number, picture in enumerate(pictures, 1):
-                    _add(inner, f"{synset}_{number}.JPEG", _jpeg(Image.fromarray(picture)))
-            _add(archive, f"{synset}.tar", buffer.getvalue())
+                    add_member(inner, f"{synset}_{number}.JPEG", jpeg(Image.fromarray(picture)))
+            add_member(archive, f"{synset}.tar", buffer.getvalue())
 
 
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Appends a file to an archive."""
     info = tarfile.TarInfo(name)
     info.size = len(content)
     archive.addfile(info, io.BytesIO(content))
 
 
-def _jpeg(picture: Image.Image) -> bytes:
+def jpeg(picture: Image.Image) -> bytes:
+    """The bytes of a JPEG file."""
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=92)
     return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""What the make targets `bench-*` run; figures in the README come from here."""
