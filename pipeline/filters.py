@@ -8,6 +8,7 @@ The report found that dark and colorless pictures spoil training. The defaults i
 import dataclasses
 import math
 
+import cv2
 import numpy as np
 
 from pipeline import color
@@ -64,7 +65,7 @@ class Filters:
         Raises:
             RejectedImage: grayscale, too dark, or with too little color.
         """
-        chroma = float(color.denormalize_ab(np.hypot(ab[..., 0], ab[..., 1]).mean()))
+        chroma = float(color.denormalize_ab(cv2.magnitude(*cv2.split(ab)).mean()))
         if self.reject_grayscale and chroma < _GRAYSCALE_CHROMA:
             raise RejectedImage(Reason.GRAYSCALE, f"mean chroma {chroma:.2f}, no color below {_GRAYSCALE_CHROMA}")
         mean_lightness = float(color.denormalize_l(lightness.mean()))
