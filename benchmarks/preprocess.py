@@ -64,34 +64,30 @@ def main(argv: Sequence[str]) -> None:
 def compare(folder: Path | None, repetitions: int) -> None:
     """Runs every way in turn and prints a table."""
     with tempfile.TemporaryDirectory() as work:
-        archive = Path(work) / "pictures.tar"
-        count, size = _pack(archive, folder)
+        pictures = list(_jpegs(folder))
+        if not pictures:
+            raise UserError(f"--pictures={folder} holds no picture")
+        few, many = Path(work) / "few.tar", Path(work) / "many.tar"
+        _pack(few, pictures)
+        _pack(many, pictures * _COPIES)
         runs: dict[str, list[dict[str, float]]] = {way: [] for way in _WAYS}
         for repetition in range(repetitions):
             for way in _WAYS:
                 _LOGGER.info("repetition %d of %d: %s", repetition + 1, repetitions, way)
-                runs[way].append(_run_alone(way, archive))
-    _print_table(runs, count, size, repetitions)
+                runs[way].append(_run_alone(way, few if way in _USUAL else many))
+    _print_table(runs, len(pictures), sum(map(len, pictures)), repetitions)
 
 
-def _pack(archive: Path, folder: Path | None) -> tuple[int, int]:
-    """Packs JPEGs as ImageNet's validation set; their number and their bytes."""
-    count = size = 0
+def _pack(archive: Path, pictures: Sequence[bytes]) -> None:
+    """Packs JPEGs as ImageNet's validation set."""
     with tarfile.open(archive, "w") as tar:
-        for count, data in enumerate(_jpegs(folder), 1):
-            photographs.add_member(tar, f"ILSVRC2012_val_{count:08d}.JPEG", data)
-            size += len(data)
-    if not count:
-        raise UserError(f"--pictures={folder} holds no picture")
-    return count, size
+        for number, data in enumerate(pictures, 1):
+            photographs.add_member(tar, f"ILSVRC2012_val_{number:08d}.JPEG", data)
 
 
 def _jpegs(folder: Path | None) -> Iterator[bytes]:
-    """So many pictures, by repeating them, that the second that a job takes to start does not count for much."""
     if folder is not None:
-        paths = sorted(folder.iterdir())
-        for _ in range(math.ceil(_LEAST_PICTURES / max(1, len(paths)))):
-            yield from (path.read_bytes() for path in paths)
+        yield from (path.read_bytes() for path in sorted(folder.iterdir()))
         return
     generator = np.random.default_rng(1)
     for _, photograph in photographs.photographs():
