@@ -27,7 +27,7 @@ from pipeline.rejects import Reason
 from pipeline.shards import SPLITS, TRAIN, Partition
 
 registry.register_coder(ImageRef, RowCoder)
-_Placed = tuple[tuple[str, int], ImageRef | None]
+Placed = tuple[tuple[str, int], ImageRef | None]
 _Counts = dict[tuple[str, str], int]  # by split and source
 
 
@@ -49,12 +49,12 @@ def write_dataset(
         | "Divide" >> beam.FlatMap(sources.parts)
         | "SpreadParts" >> beam.Reshuffle()
         | "ListPictures" >> beam.FlatMap(index.list_part, JobFolder(output).index).with_output_types(ImageRef)
-        | "Place" >> beam.Map(_place, spec.partition).with_output_types(_Placed)
+        | "Place" >> beam.Map(place, spec.partition).with_output_types(Placed)
     )
     listed = placed | beam.Map(_split_and_source) | "CountListed" >> beam.combiners.Count.PerElement()
     # A shard to which no picture falls is written all the same, empty: the names promise a number of files.
     every = [(tuple(shard), None) for shard in spec.partition.shards()]
-    seeds = pipeline | "EveryShard" >> beam.Create(every).with_output_types(_Placed)
+    seeds = pipeline | "EveryShard" >> beam.Create(every).with_output_types(Placed)
     summaries = (
         (placed, seeds) | beam.Flatten() | beam.GroupByKey() | "WriteShard" >> beam.ParDo(WriteShard(output, spec))
     )
@@ -65,12 +65,13 @@ def write_dataset(
     )
 
 
-def _place(ref: ImageRef, partition: Partition) -> _Placed:
+def place(ref: ImageRef, partition: Partition) -> Placed:
+    """A reference with the split and number of its shard: what crosses the shuffle."""
     shard = partition.place(ref.key).shard
     return (shard.split, shard.number), ref
 
 
-def _split_and_source(placed: _Placed) -> tuple[str, str]:
+def _split_and_source(placed: Placed) -> tuple[str, str]:
     (split, _), ref = placed
     assert ref is not None
     return split, ref.source

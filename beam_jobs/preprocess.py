@@ -27,7 +27,7 @@ from typing import Any
 from absl import flags
 from apache_beam.io.filesystems import FileSystems
 
-from beam_jobs import dataset, runner, sources, storage
+from beam_jobs import dataset, plan, runner, sources, storage
 from beam_jobs.job_folder import JobFolder
 from beam_jobs.spec import DatasetSpec
 from pipeline import cli, manifest
@@ -50,6 +50,10 @@ def main(argv: Sequence[str]) -> None:
         "max_reject_fraction", 0.5, "Fails, after all pictures were read, if more than this share is rejected.",
         flag_values=values,
     )  # fmt: skip
+    flags.DEFINE_boolean(
+        "dry_run", False, "Lists the pictures, tries some, and tells counts, bytes and hours; writes nothing.",
+        flag_values=values,
+    )  # fmt: skip
     rest = cli.parse(values, argv, __doc__, known_only=True)
     cli.require(values, "source", "output")
     if not 0 <= values.max_reject_fraction <= 1:
@@ -59,7 +63,20 @@ def main(argv: Sequence[str]) -> None:
     inputs = [sources.parse_source(text) for text in values.source]
     output = storage.absolute(values.output)
     runner.check_output(options, output)
+    if values.dry_run:
+        print_plan(inputs, spec)
+        return
     preprocess(inputs, output, spec, options, values.overwrite, values.max_reject_fraction)
+
+
+def print_plan(inputs: Sequence[sources.Source], spec: DatasetSpec) -> None:
+    """Says what a job would do.
+
+    Raises:
+        UserError: an input that cannot be read.
+    """
+    _check_inputs(inputs)
+    print(plan.make_plan(inputs, spec).describe(spec, os.cpu_count() or 1))
 
 
 def preprocess(
@@ -87,9 +104,7 @@ def preprocess(
         UserError: an input that cannot be read, an output that holds another dataset or is being written by another
             job, too many rejected pictures, or none to write.
     """
-    sources.check_disjoint(inputs)
-    for source in inputs:
-        sources.check_readable(source)
+    _check_inputs(inputs)
     start = time.monotonic()
     names = {spec.partition.file_name(shard) for shard in spec.partition.shards()}
     with JobFolder(output).open(_settings(inputs, spec), overwrite):
@@ -105,6 +120,12 @@ def preprocess(
     result = Manifest.from_json(storage.read_text(path), path)
     _report(result, output, time.monotonic() - start)
     return result
+
+
+def _check_inputs(inputs: Sequence[sources.Source]) -> None:
+    sources.check_disjoint(inputs)
+    for source in inputs:
+        sources.check_readable(source)
 
 
 def _settings(inputs: Sequence[sources.Source], spec: DatasetSpec) -> dict[str, Any]:

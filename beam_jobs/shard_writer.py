@@ -63,7 +63,6 @@ class WriteShard(beam.DoFn):
     def __init__(self, output: str, spec: DatasetSpec):
         self._output = output
         self._spec = spec
-        self._layout = example.layout(spec.layout)
         self._job = JobFolder(output)
 
     def setup(self) -> None:
@@ -109,7 +108,7 @@ class WriteShard(beam.DoFn):
             for ref, data in read_ahead(refs):
                 try:
                     _check_new(ref, last)
-                    writer.write(self._record(ref, data))
+                    writer.write(make_record(ref, data, self._spec))
                 except RejectedImage as error:
                     rejects.append(Reject(ref.key, ref.source, os.fsdecode(ref.path), error.reason, error.detail))
                 else:
@@ -118,16 +117,26 @@ class WriteShard(beam.DoFn):
         info = ShardInfo(name, writer.bytes, f"{writer.crc32c:08x}", writer.records)
         return ShardReport(shard, info, pictures, dict(written), rejects)
 
-    def _record(self, ref: ImageRef, data: bytes | OSError) -> bytes:
-        if isinstance(data, OSError):
-            raise RejectedImage(Reason.UNREADABLE_BYTES, one_line(data)) from data
-        mode, filters = self._spec.resize_mode, self._spec.filters
-        rgb = image.decode(data, filters.check_size)
-        values = tensors.from_image(rgb, mode)
-        height, width, _ = rgb.shape
-        window = image.window(height, width, tensors.ENCODER_SIZE, mode)
-        filters.check_color(values["l_224"][window], values["ab_224"][window])
-        return example.encode(example.Example(ref.key, ref.source, ref.label, values), self._layout)
+
+def make_record(ref: ImageRef, data: bytes | OSError, spec: DatasetSpec) -> bytes:
+    """Turns a picture into the record that stands for it.
+
+    Args:
+        ref: where it comes from.
+        data: the bytes of its file, or why they cannot be had.
+        spec: what is to become of it.
+
+    Raises:
+        RejectedImage: it cannot be used, or a filter refuses it.
+    """
+    if isinstance(data, OSError):
+        raise RejectedImage(Reason.UNREADABLE_BYTES, one_line(data)) from data
+    rgb = image.decode(data, spec.filters.check_size)
+    values = tensors.from_image(rgb, spec.resize_mode)
+    height, width, _ = rgb.shape
+    window = image.window(height, width, tensors.ENCODER_SIZE, spec.resize_mode)
+    spec.filters.check_color(values["l_224"][window], values["ab_224"][window])
+    return example.encode(example.Example(ref.key, ref.source, ref.label, values), example.layout(spec.layout))
 
 
 def _digest(refs: Iterable[ImageRef]) -> str:

@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("archive", None, "The tar that a single way reads.", flag_values=values)
     cli.parse(values, argv, __doc__)
     if values.way:
-        print(json.dumps(_measure(_WAYS[values.way], Path(values.archive))))  # noqa: T201
+        print(json.dumps(_measure(_WAYS[values.way], Path(values.archive))))
     else:
         compare(Path(values.pictures) if values.pictures else None, values.repetitions)
 
@@ -199,12 +199,12 @@ def _print_table(runs: dict[str, list[dict[str, float]]], count: int, size: int,
     median = {way: {name: statistics.median(run[name] for run in own) for name in own[0]} for way, own in runs.items()}
     pictures = {way: count if way in _USUAL else count * _COPIES for way in runs}
     cpu = {way: own["cpu"] / pictures[way] for way, own in median.items()}
-    print(  # noqa: T201
+    print(
         f"{count} JPEGs, {size / count / 1e3:.0f} kB each; {os.cpu_count()} cores; medians of {repetitions}\n\n"
         "| way | CPU ms per picture | of the floor | images/s | peak MB |\n|---|---|---|---|---|"
     )
     for way, own in median.items():
-        print(  # noqa: T201
+        print(
             f"| {way} | {cpu[way] * 1e3:.2f} | {cpu[way] / cpu['floor']:.2f} | {pictures[way] / own['seconds']:.0f} | "
             f"{own['peak_mb']:.0f} |"
         )

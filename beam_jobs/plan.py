@@ -1,0 +1,133 @@
+"""What a job would do, before anything is spent on it: `--dry_run`.
+
+All pictures are listed, and some of them are converted, to tell how long the rest will take. Nothing is written.
+"""
+
+import collections
+import dataclasses
+import heapq
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+
+from apache_beam.coders import registry
+from tqdm import tqdm
+
+from beam_jobs import dataset, shard_writer, sources
+from beam_jobs.read_ahead import read_ahead
+from beam_jobs.sources import ImageRef, Source
+from beam_jobs.spec import DatasetSpec
+from pipeline import tfrecord
+from pipeline.rejects import Reason, RejectedImage
+from pipeline.shards import SPLITS
+
+_SAMPLE = 100  # pictures that are converted
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is known of a job before it runs.
+
+    Attributes:
+        listed: pictures by split and source.
+        source_bytes: of all pictures as they are stored now.
+        sampled: how many pictures were converted.
+        rejected: how many of these would be rejected, by reason.
+        seconds_per_picture: CPU seconds that one takes.
+        bytes_per_example: of a record of one picture; 0 where all were rejected.
+        shuffled_bytes_per_picture: that cross the shuffle.
+    """
+
+    listed: dict[tuple[str, str], int]
+    source_bytes: int
+    sampled: int
+    rejected: dict[Reason, int]
+    seconds_per_picture: float
+    bytes_per_example: float
+    shuffled_bytes_per_picture: float
+
+    def describe(self, spec: DatasetSpec, cores: int) -> str:
+        """The plan as text, for a person."""
+        total = sum(self.listed.values())
+        kept = 1 - sum(self.rejected.values()) / self.sampled
+        lines = [
+            f"{split:<11} {count:>10} pictures of {source}" for (split, source), count in sorted(self.listed.items())
+        ]
+        reasons = ", ".join(f"{count} {reason.value}" for reason, count in self.rejected.items()) or "none"
+        for split in SPLITS:
+            count = sum(number for (each, _), number in self.listed.items() if each == split)
+            shards = spec.partition.shard_count(split)
+            size = count * kept * self.bytes_per_example
+            lines.append(f"{split:<11} {shards:>10} shards of {_bytes(size / shards)}, {_bytes(size)} in all")
+        hours = total * self.seconds_per_picture / 3600
+        return "\n".join(
+            [
+                *lines,
+                f"reads       {_bytes(self.source_bytes)}",
+                f"rejects     {reasons}, of {self.sampled} that were tried",
+                f"shuffles    {_bytes(total * self.shuffled_bytes_per_picture)}, "
+                f"{self.shuffled_bytes_per_picture:.0f} bytes for a picture",
+                f"takes       {hours:.2f} core hours, {1000 * self.seconds_per_picture:.1f} ms for a picture; "
+                f"{hours / cores:.2f} hours on {cores} cores as those of this machine",
+            ]
+        )
+
+
+def make_plan(inputs: Sequence[Source], spec: DatasetSpec) -> Plan:
+    """Lists all sources and converts some of their pictures.
+
+    Raises:
+        UserError: a source that cannot be read.
+    """
+    listed: collections.Counter[tuple[str, str]] = collections.Counter()
+    source_bytes = 0
+    sample: list[tuple[int, int, ImageRef]] = []  # those of the lowest ranks, which is a choice by hash
+    for number, ref in enumerate(_listed(inputs)):
+        place = spec.partition.place(ref.key)
+        listed[place.shard.split, ref.source] += 1
+        source_bytes += ref.length
+        entry = (-place.rank, number, ref)
+        if len(sample) < _SAMPLE:
+            heapq.heappush(sample, entry)
+        else:
+            heapq.heappushpop(sample, entry)
+    chosen = [ref for _, _, ref in sample]
+    seconds, sizes, rejected = _try(chosen, spec)
+    coder = registry.get_coder(dataset.Placed)
+    shuffled = sum(len(coder.encode(dataset.place(ref, spec.partition))) for ref in chosen)
+    return Plan(
+        listed=dict(listed),
+        source_bytes=source_bytes,
+        sampled=len(chosen),
+        rejected=rejected,
+        seconds_per_picture=seconds / len(chosen),
+        bytes_per_example=sum(sizes) / max(1, len(sizes)),
+        shuffled_bytes_per_picture=shuffled / len(chosen),
+    )
+
+
+def _listed(inputs: Sequence[Source]) -> Iterator[ImageRef]:
+    refs = itertools.chain.from_iterable(sources.list_pictures(source) for source in inputs)
+    with tqdm(refs, desc="list", unit="image", unit_scale=True, disable=None) as bar:
+        yield from bar
+
+
+def _try(refs: Sequence[ImageRef], spec: DatasetSpec) -> tuple[float, list[int], dict[Reason, int]]:
+    """CPU seconds, bytes of the records, and rejects by reason."""
+    sizes: list[int] = []
+    rejected: collections.Counter[Reason] = collections.Counter()
+    start = time.process_time()
+    for ref, data in read_ahead(refs):
+        try:
+            sizes.append(len(shard_writer.make_record(ref, data, spec)) + tfrecord.OVERHEAD_BYTES)
+        except RejectedImage as error:
+            rejected[error.reason] += 1
+    return time.process_time() - start, sizes, dict(rejected)
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"

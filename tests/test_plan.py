@@ -1,0 +1,60 @@
+import re
+
+from apache_beam.coders import registry
+
+from beam_jobs import dataset, plan, sources
+from beam_jobs.sources import parse_source
+from beam_jobs.spec import DatasetSpec
+from configs import demo, koalarization
+from pipeline.rejects import Reason
+from tests.helpers import encoded, noise
+from tests.test_preprocess import error_of, run
+
+
+def test_a_plan_tells_what_the_job_then_does(pictures, compact_dataset):
+    config = demo.get_config()
+    config.dataset.layout, config.dataset.train_shards = "compact", 7
+    inputs = [
+        parse_source(f"places365:{pictures}/archives/val_256.tar"),
+        parse_source(f"imagenet:{pictures}/archives/ILSVRC2012_img_train.tar"),
+    ]
+    found = plan.make_plan(inputs, DatasetSpec.from_config(config))
+    made = compact_dataset.manifest
+    assert found.listed == {
+        (split, source): count for split, own in made.splits.items() for source, count in own.listed.items()
+    }
+    assert (found.sampled, found.rejected) == (96, {})  # all: there are no more
+    size = sum(info.bytes for own in made.splits.values() for info in own.shards)
+    assert abs(found.bytes_per_example * 96 - size) < 1
+    assert found.source_bytes == sum(ref.length for source in inputs for ref in sources.list_pictures(source))
+    assert 0.001 < found.seconds_per_picture < 0.1
+
+
+def test_at_most_300_bytes_cross_the_shuffle_for_a_picture():
+    """With a long path and the longest category of Places365."""
+    name = "data_256/n/natural_history_museum/00005000.jpg"
+    path = b"/mnt/disks/datasets/places365/" + b"standard/" * 5 + b"train_256_places365standard.tar"
+    ref = sources.ImageRef(f"places365/{name}", "places365", "/n/natural_history_museum", path, 23_999_999_999, 65_000)
+    partition = DatasetSpec.from_config(koalarization.get_config()).partition
+    assert len(registry.get_coder(dataset.Placed).encode(dataset.place(ref, partition))) <= 300
+
+
+def test_dry_run_writes_nothing(pictures, tmp_path, capsys):
+    source = f"--source=places365:{pictures}/archives/val_256.tar"
+    assert run(source, f"--output={tmp_path}/out", "--dry_run") == 0
+    text = capsys.readouterr().out
+    assert re.search(r"train +4\d pictures of places365", text)
+    assert re.search(r"train +4 shards of .* MB, .* MB in all", text)
+    assert re.search(r"rejects +none, of 48 that were tried", text)
+    assert re.search(r"takes +0.00 core hours, \d+\.\d ms for a picture", text)
+    assert not (tmp_path / "out").exists()
+
+
+def test_rejects_are_foretold(tmp_path, capsys):
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(encoded(noise(40, 40, number)))
+    (tmp_path / "gray.png").write_bytes(encoded(noise(40, 40)[..., 0]))
+    found = plan.make_plan([parse_source(f"images:{tmp_path}")], DatasetSpec.from_config(demo.get_config()))
+    assert found.rejected == {Reason.GRAYSCALE: 1}
+    assert run("--source=images:/absent", f"--output={tmp_path}/out", "--dry_run") == 1
+    assert "matches nothing" in error_of(capsys)
