@@ -136,7 +136,7 @@ class TestRefuses:
 
     def test_no_manifest(self, copy):
         os.remove(copy / "dataset.json")
-        self.refused(copy, "is no dataset: .*dataset.json cannot be read; it is written last")
+        self.refused(copy, r"is no dataset: .*dataset.json cannot be read \(.*\); it is written last")
 
     def test_no_directory(self, tmp_path):
         self.refused(tmp_path / "absent", "is no dataset")
