@@ -1,33 +1,31 @@
 """The preprocessing job as transforms on an open pipeline.
 
-    sources -> parts -> references -> (shard, reference) -> GroupByKey -> one shard each -> manifest
+    sources -> parts -> references -> (shard, block of references) -> GroupByKey -> one shard each -> manifest
 
-Only references cross the shuffle: about a hundred bytes for a picture, against 0.84 MB for its tensors.
+Only references cross the shuffle: a few tens of bytes for a picture, against 0.84 MB for its tensors.
 """
 
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import apache_beam as beam
 import google_crc32c
-from apache_beam.coders import RowCoder, registry
 from apache_beam.io.filesystems import FileSystems
 
-from beam_jobs import index, sources, storage
+from beam_jobs import blocks, index, sources, storage
+from beam_jobs.blocks import Placed
 from beam_jobs.job_folder import JobFolder
 from beam_jobs.shard_writer import ShardReport, ShardSummary, WriteShard
-from beam_jobs.sources import ImageRef, Source
+from beam_jobs.sources import Part, Source
 from beam_jobs.spec import DatasetSpec
 from pipeline import manifest
 from pipeline.errors import UserError
 from pipeline.manifest import FileInfo, Manifest, SplitInfo
 from pipeline.rejects import Reason
-from pipeline.shards import SPLITS, TRAIN, Partition
+from pipeline.shards import SPLITS, TRAIN
 
-registry.register_coder(ImageRef, RowCoder)
-Placed = tuple[tuple[str, int], ImageRef | None]
 _Counts = dict[tuple[str, str], int]  # by split and source
 
 
@@ -48,12 +46,11 @@ def write_dataset(
         | "Sources" >> beam.Create(list(inputs))
         | "Divide" >> beam.FlatMap(sources.parts)
         | "SpreadParts" >> beam.Reshuffle()
-        | "ListPictures" >> beam.FlatMap(index.list_part, JobFolder(output).index).with_output_types(ImageRef)
-        | "Place" >> beam.Map(place, spec.partition).with_output_types(Placed)
+        | "ListPictures" >> beam.FlatMap(_list_part, JobFolder(output).index, spec).with_output_types(Placed)
     )
-    listed = placed | beam.Map(_split_and_source) | "CountListed" >> beam.combiners.Count.PerElement()
+    listed = placed | beam.Map(_count) | "CountListed" >> beam.CombinePerKey(sum)
     # A shard to which no picture falls is written all the same, empty: the names promise a number of files.
-    every = [(tuple(shard), None) for shard in spec.partition.shards()]
+    every = [(tuple(shard), blocks.EMPTY) for shard in spec.partition.shards()]
     seeds = pipeline | "EveryShard" >> beam.Create(every).with_output_types(Placed)
     summaries = (
         (placed, seeds) | beam.Flatten() | beam.GroupByKey() | "WriteShard" >> beam.ParDo(WriteShard(output, spec))
@@ -65,16 +62,13 @@ def write_dataset(
     )
 
 
-def place(ref: ImageRef, partition: Partition) -> Placed:
-    """A reference with the split and number of its shard: what crosses the shuffle."""
-    shard = partition.place(ref.key).shard
-    return (shard.split, shard.number), ref
+def _list_part(part: Part, index_folder: str, spec: DatasetSpec) -> Iterator[Placed]:
+    return blocks.pack(index.list_part(part, index_folder), spec.partition)
 
 
-def _split_and_source(placed: Placed) -> tuple[str, str]:
-    (split, _), ref = placed
-    assert ref is not None
-    return split, ref.source
+def _count(placed: Placed) -> tuple[tuple[str, str], int]:
+    (split, _), block = placed
+    return (split, block.source), block.count
 
 
 def _write_manifest(

@@ -6,14 +6,14 @@ All pictures are listed, and some of them are converted, to tell how long the re
 import collections
 import dataclasses
 import heapq
-import itertools
 import time
 from collections.abc import Iterator, Sequence
 
 from apache_beam.coders import registry
 from tqdm import tqdm
 
-from beam_jobs import dataset, shard_writer, sources
+from beam_jobs import blocks, shard_writer, sources
+from beam_jobs.blocks import Placed
 from beam_jobs.read_ahead import read_ahead
 from beam_jobs.sources import ImageRef, Source
 from beam_jobs.spec import DatasetSpec
@@ -81,20 +81,22 @@ def make_plan(inputs: Sequence[Source], spec: DatasetSpec) -> Plan:
     """
     listed: collections.Counter[tuple[str, str]] = collections.Counter()
     source_bytes = 0
-    sample: list[tuple[int, int, ImageRef]] = []  # those of the lowest ranks, which is a choice by hash
-    for number, ref in enumerate(_listed(inputs)):
-        place = spec.partition.place(ref.key)
-        listed[place.shard.split, ref.source] += 1
-        source_bytes += ref.length
-        entry = (-place.rank, number, ref)
-        if len(sample) < _SAMPLE:
-            heapq.heappush(sample, entry)
-        else:
-            heapq.heappushpop(sample, entry)
+    sample: list[tuple[int, str, ImageRef]] = []  # those of the lowest ranks, which is a choice by hash
+    shuffled = 0
+    coder = registry.get_coder(Placed)
+    for placed in _listed(inputs, spec):
+        (split, _), block = placed
+        listed[split, block.source] += block.count
+        shuffled += len(coder.encode(placed))
+        for ref in blocks.unpack(block):
+            source_bytes += ref.length
+            entry = (-spec.partition.place(ref.key).rank, ref.key, ref)
+            if len(sample) < _SAMPLE:
+                heapq.heappush(sample, entry)
+            else:
+                heapq.heappushpop(sample, entry)
     chosen = [ref for _, _, ref in sample]
     seconds, sizes, rejected = _try(chosen, spec)
-    coder = registry.get_coder(dataset.Placed)
-    shuffled = sum(len(coder.encode(dataset.place(ref, spec.partition))) for ref in chosen)
     return Plan(
         listed=dict(listed),
         source_bytes=source_bytes,
@@ -102,14 +104,16 @@ def make_plan(inputs: Sequence[Source], spec: DatasetSpec) -> Plan:
         rejected=rejected,
         seconds_per_picture=seconds / len(chosen),
         bytes_per_example=sum(sizes) / max(1, len(sizes)),
-        shuffled_bytes_per_picture=shuffled / len(chosen),
+        shuffled_bytes_per_picture=shuffled / listed.total(),
     )
 
 
-def _listed(inputs: Sequence[Source]) -> Iterator[ImageRef]:
-    refs = itertools.chain.from_iterable(sources.list_pictures(source) for source in inputs)
-    with tqdm(refs, desc="list", unit="image", unit_scale=True, disable=None) as bar:
-        yield from bar
+def _listed(inputs: Sequence[Source], spec: DatasetSpec) -> Iterator[Placed]:
+    with tqdm(desc="list", unit="image", unit_scale=True, disable=None) as bar:
+        for source in inputs:
+            for placed in blocks.pack(sources.list_pictures(source), spec.partition):
+                bar.update(placed[1].count)
+                yield placed
 
 
 def _try(refs: Sequence[ImageRef], spec: DatasetSpec) -> tuple[float, list[int], dict[Reason, int]]:

@@ -11,7 +11,11 @@ from typing import NoReturn, TextIO
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, PortableOptions, StandardOptions
-from apache_beam.runners import create_runner
+from apache_beam.portability import python_urns
+from apache_beam.portability.api import beam_runner_api_pb2
+from apache_beam.runners import PipelineRunner, create_runner
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.runner import PipelineResult
 from tqdm import tqdm
 
 from pipeline.errors import UsageError, UserError, one_line
@@ -25,6 +29,7 @@ _DEFAULTS = (
 )
 # These ask a job server which options it has.
 _RUNNERS_WITH_OPTIONS_OF_THEIR_OWN = ("FlinkRunner", "PortableRunner", "PrismRunner", "SparkRunner")
+_EMBEDDED = ("DirectRunner", "FnApiRunner")
 # Where the workers of an engine run if no --environment_type is given; on this machine, but for these.
 _ENVIRONMENTS = {"DataflowRunner": "DOCKER", "PortableRunner": "DOCKER", "SparkRunner": "DOCKER"}
 _POLL_SECONDS = 0.5
@@ -93,7 +98,7 @@ def run(
     """
     with _quiet(), _progress_bar(progress, total):
         try:
-            pipeline = beam.Pipeline(options=options)
+            pipeline = beam.Pipeline(_create_engine(options), options)
             build(pipeline)
             state = pipeline.run().wait_until_finish()
         except UserError:
@@ -104,6 +109,28 @@ def run(
             raise
     if state not in (None, "DONE"):
         raise UserError(f"the job ended in state {state} on {options.view_as(StandardOptions).runner}")
+
+
+class _EmbeddedRunner(FnApiRunner):
+    """Beam's embedded engine without its flush of unfinished outputs every second.
+
+    That runs in a thread of its own beside the one that writes the outputs, with no lock between them: a step that
+    yields elements for longer than a second has some of them lost or torn apart (Beam 2.77, data_plane.py,
+    `TimeBasedBufferingClosableOutputStream`).
+    """
+
+    def run_via_runner_api(
+        self, pipeline_proto: beam_runner_api_pb2.Pipeline, options: PipelineOptions
+    ) -> PipelineResult:
+        for environment in pipeline_proto.components.environments.values():
+            if environment.urn == python_urns.EMBEDDED_PYTHON_GRPC:
+                environment.payload = b'{"data_buffer_time_limit_ms": -1}'  # 0 would be taken for "not given"
+        return super().run_via_runner_api(pipeline_proto, options)
+
+
+def _create_engine(options: PipelineOptions) -> PipelineRunner:
+    name = options.view_as(StandardOptions).runner
+    return _EmbeddedRunner() if name in _EMBEDDED else create_runner(name)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ import apache_beam as beam
 import cv2
 from apache_beam.io.filesystems import FileSystems
 
-from beam_jobs import storage
+from beam_jobs import blocks, storage
+from beam_jobs.blocks import Block
 from beam_jobs.job_folder import JobFolder
 from beam_jobs.read_ahead import read_ahead
 from beam_jobs.sources import ImageRef
@@ -55,7 +56,7 @@ class ShardSummary:
 
 
 class WriteShard(beam.DoFn):
-    """((split, number), references) to the summary of the shard it writes, or finds whole.
+    """((split, number), blocks of references) to the summary of the shard it writes, or finds whole.
 
     References come in any order and leave in that of the partition, so a shard is the same bytes on any runner.
     """
@@ -69,9 +70,9 @@ class WriteShard(beam.DoFn):
         """Called once in each worker."""
         cv2.setNumThreads(1)  # the runner's workers already share out the cores
 
-    def process(self, element: tuple[tuple[str, int], Iterable[ImageRef | None]]) -> Iterable[ShardSummary]:
+    def process(self, element: tuple[tuple[str, int], Iterable[Block]]) -> Iterable[ShardSummary]:
         """Writes one shard under its final name, then its report."""
-        shard, refs = Shard(*element[0]), [ref for ref in element[1] if ref is not None]
+        shard, refs = Shard(*element[0]), [ref for block in element[1] for ref in blocks.unpack(block)]
         refs.sort(key=lambda ref: (self._spec.partition.place(ref.key).rank, ref.key, ref.path, ref.offset))
         name, pictures = self._spec.partition.file_name(shard), _digest(refs)
         report = self._job.read_report(name, ShardReport)

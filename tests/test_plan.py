@@ -2,7 +2,7 @@ import re
 
 from apache_beam.coders import registry
 
-from beam_jobs import dataset, plan, sources
+from beam_jobs import blocks, plan, sources
 from beam_jobs.sources import parse_source
 from beam_jobs.spec import DatasetSpec
 from configs import demo, koalarization
@@ -31,12 +31,13 @@ def test_a_plan_tells_what_the_job_then_does(pictures, compact_dataset):
 
 
 def test_at_most_300_bytes_cross_the_shuffle_for_a_picture():
-    """With a long path and the longest category of Places365."""
+    """With a long path, the longest category of Places365, and neighbors that are of no help: alone in its block."""
     name = "data_256/n/natural_history_museum/00005000.jpg"
     path = b"/mnt/disks/datasets/places365/" + b"standard/" * 5 + b"train_256_places365standard.tar"
     ref = sources.ImageRef(f"places365/{name}", "places365", "/n/natural_history_museum", path, 23_999_999_999, 65_000)
     partition = DatasetSpec.from_config(koalarization.get_config()).partition
-    assert len(registry.get_coder(dataset.Placed).encode(dataset.place(ref, partition))) <= 300
+    (placed,) = blocks.pack([ref], partition)
+    assert len(registry.get_coder(blocks.Placed).encode(placed)) <= 300
 
 
 def test_dry_run_writes_nothing(pictures, tmp_path, capsys):

@@ -1,4 +1,5 @@
 import fcntl
+import itertools
 import logging
 import os
 import pty
@@ -6,12 +7,14 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 
 import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
 from beam_jobs import runner
+from beam_jobs.blocks import Block
 from pipeline.errors import UsageError, UserError
 from tests.helpers import encoded, noise
 
@@ -29,6 +32,27 @@ def run(function):
         pipeline | beam.Create([1]) | beam.Map(function)
 
     runner.run(build, runner.parse_options([]), progress=lambda: 0, total=1)
+
+
+def test_no_element_is_lost_in_a_step_that_yields_for_seconds(tmp_path):
+    """Beam's own flush every second, from another thread, loses and tears apart what a step yields meanwhile."""
+    count, seconds = tmp_path / "count", 3.5
+
+    def emit(_):
+        end = time.monotonic() + seconds
+        for number in itertools.count():
+            yield number % 7, Block("source", number, b"data" * 10)
+            if time.monotonic() > end:
+                (tmp_path / "emitted").write_text(str(number + 1))
+                return
+
+    def build(pipeline):
+        emitted = pipeline | beam.Create([1]) | beam.FlatMap(emit).with_output_types(tuple[int, Block])
+        sizes = emitted | beam.GroupByKey() | beam.MapTuple(lambda _, blocks: len(list(blocks)))
+        sizes | beam.CombineGlobally(sum) | beam.Map(lambda total: count.write_text(str(total)))
+
+    runner.run(build, runner.parse_options([]), progress=lambda: 0, total=1)
+    assert count.read_text() == (tmp_path / "emitted").read_text()
 
 
 def test_default_is_the_embedded_runner_on_all_cores():
