@@ -12,6 +12,7 @@ import pytest
 
 from tests.helpers import encoded, noise
 
+
 def archive(path, count):
     """As large a Places365 as a test has time for: one member in 500 is a picture, the others are listed and read."""
     picture = encoded(noise(375, 500), "JPEG")
@@ -27,7 +28,8 @@ def archive(path, count):
 def processes(pid):
     """A process and its descendants, with the peak of each one's memory in MB."""
     try:
-        status, children = Path(f"/proc/{pid}/status").read_text(), Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        status = Path(f"/proc/{pid}/status").read_text()
+        children = "".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))
     except OSError:  # it has ended
         return
     if peak := re.search(r"VmHWM:\s+(\d+) kB", status):
