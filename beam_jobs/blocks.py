@@ -24,7 +24,7 @@ class Block(NamedTuple):
     """Some references to pictures of one source that go to one shard: how many, and `pack`ed."""
 
     source: str
-    count: int
+    pictures: int
     data: bytes
 
 

@@ -22,7 +22,7 @@ from beam_jobs.sources import Part, Source
 from beam_jobs.spec import DatasetSpec
 from pipeline import manifest
 from pipeline.errors import UserError
-from pipeline.manifest import FileInfo, Manifest, SplitInfo
+from pipeline.manifest import FeaturesInfo, FileInfo, Manifest, SplitInfo
 from pipeline.rejects import Reason
 from pipeline.shards import SPLITS, TRAIN
 
@@ -68,7 +68,7 @@ def _list_part(part: Part, index_folder: str, spec: DatasetSpec) -> Iterator[Pla
 
 def _count(placed: Placed) -> tuple[tuple[str, str], int]:
     (split, _), block = placed
-    return (split, block.source), block.count
+    return (split, block.source), block.pictures
 
 
 def _write_manifest(
@@ -87,8 +87,19 @@ def _write_manifest(
         rejects=rejects,
     )
     _check_result(result, output, max_reject_fraction)
+    result = dataclasses.replace(result, features=_features(result, output))
     with storage.create(FileSystems.join(output, manifest.FILE_NAME)) as file:
         file.write(result.to_json().encode())
+
+
+def _features(result: Manifest, output: str) -> FeaturesInfo | None:
+    """Those of the shards that stood there before, if they are the same shards."""
+    path = FileSystems.join(output, manifest.FILE_NAME)
+    try:
+        before = Manifest.from_json(storage.read_text(path), path)
+    except (OSError, UserError):
+        return None
+    return before.features if before.splits == result.splits else None
 
 
 def _write_rejects(summaries: Iterable[ShardSummary], output: str) -> FileInfo:

@@ -18,7 +18,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from beam_jobs import storage
 from beam_jobs.claim import claim
-from pipeline import manifest, shards
+from pipeline import features, manifest, shards
 from pipeline.errors import UserError
 
 _Record = TypeVar("_Record")
@@ -36,7 +36,7 @@ class JobFolder:
 
     @contextlib.contextmanager
     def open(self, settings: dict[str, Any], overwrite: bool) -> Iterator[None]:
-        """Claims the output for one job, and clears away what killed ones left half-written.
+        """Claims the output for one job, if it holds nothing that was made with other settings.
 
         Args:
             settings: what the job is to do, as JSON values; the same settings go on with what there is.
@@ -45,10 +45,20 @@ class JobFolder:
         Raises:
             UserError: another job works there, or the output holds something made with other settings.
         """
+        with self.claimed():
+            self._check_settings(json.loads(json.dumps(settings)), overwrite)
+            yield
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Claims the output for one job of any settings, and clears away what killed ones left half-written.
+
+        Raises:
+            UserError: another job works there.
+        """
         for folder in (self._output, self._folder, self._reports, self.index):
             storage.make_directory(folder)
         with claim(self._folder):
-            self._check_settings(json.loads(json.dumps(settings)), overwrite)
             self._clean()
             yield
             self._clean()
@@ -84,7 +94,8 @@ class JobFolder:
         """The files of a dataset that stand in the output, `dataset.json` first."""
         files = (manifest.FILE_NAME, manifest.REJECTS_FILE_NAME)
         found = storage.names(self._output)
-        return [name for name in files if name in found] + sorted(filter(shards.is_shard_name, found))
+        parts = (name for name in found if shards.is_shard_name(name) or features.is_sidecar_name(name))
+        return [name for name in files if name in found] + sorted(parts)
 
     def _delete(self, made: list[str]) -> None:
         """In the order of `_made`, which never leaves a manifest without its shards."""

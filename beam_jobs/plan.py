@@ -86,7 +86,7 @@ def make_plan(inputs: Sequence[Source], spec: DatasetSpec) -> Plan:
     coder = registry.get_coder(Placed)
     for placed in _listed(inputs, spec):
         (split, _), block = placed
-        listed[split, block.source] += block.count
+        listed[split, block.source] += block.pictures
         shuffled += len(coder.encode(placed))
         for ref in blocks.unpack(block):
             source_bytes += ref.length
@@ -112,7 +112,7 @@ def _listed(inputs: Sequence[Source], spec: DatasetSpec) -> Iterator[Placed]:
     with tqdm(desc="list", unit="image", unit_scale=True, disable=None) as bar:
         for source in inputs:
             for placed in blocks.pack(sources.list_pictures(source), spec.partition):
-                bar.update(placed[1].count)
+                bar.update(placed[1].pictures)
                 yield placed
 
 

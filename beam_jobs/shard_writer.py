@@ -81,24 +81,13 @@ class WriteShard(beam.DoFn):
                 f"the pictures of the sources are others than when {name} was written; make the dataset anew with "
                 "--overwrite"
             )
-        if report is None or not self._is_whole(report.info):
+        if report is None or not storage.holds(self._output, report.info):
             report = self._write(shard, name, refs, pictures)
             self._job.write_report(name, report)
         for reject in report.rejects:
             beam.metrics.Metrics.counter("pictures", f"rejected_{reject.reason.value}").inc()
         beam.metrics.Metrics.counter("pictures", "written").inc(report.info.examples)
         yield _summarize(report)
-
-    def _is_whole(self, info: ShardInfo) -> bool:
-        """Whether a shard's file is what was written."""
-        path = FileSystems.join(self._output, info.name)
-        try:
-            if storage.stat(path).size != info.bytes:
-                return False
-            with storage.open_binary(path) as file:
-                return f"{tfrecord.checksum(file):08x}" == info.crc32c
-        except FileNotFoundError:
-            return False
 
     def _write(self, shard: Shard, name: str, refs: list[ImageRef], pictures: str) -> ShardReport:
         written: Counter[str] = Counter()

@@ -10,7 +10,9 @@ from typing import BinaryIO, NamedTuple
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
+from pipeline import tfrecord
 from pipeline.errors import UsageError, UserError, one_line
+from pipeline.manifest import FileInfo
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")
 
@@ -119,6 +121,18 @@ def names(directory: str) -> set[str]:
         return set(os.listdir(directory)) if os.path.isdir(directory) else set()
     (result,) = FileSystems.match([FileSystems.join(directory, "*")])
     return {FileSystems.split(metadata.path)[1] for metadata in result.metadata_list}
+
+
+def holds(directory: str, info: FileInfo) -> bool:
+    """Whether a file of a directory is, byte for byte, what was written."""
+    path = FileSystems.join(directory, info.name)
+    try:
+        if stat(path).size != info.bytes:
+            return False
+        with open_binary(path) as file:
+            return f"{tfrecord.checksum(file):08x}" == info.crc32c
+    except FileNotFoundError:
+        return False
 
 
 def delete(path: str) -> None:

@@ -10,7 +10,7 @@ import google_crc32c
 import msgspec
 from msgspec import Meta
 
-from pipeline import example, files, tensors
+from pipeline import example, features, files, tensors
 from pipeline.errors import UserError, one_line
 from pipeline.filters import Filters
 from pipeline.image import ResizeMode
@@ -59,8 +59,17 @@ class SplitInfo:
 
 
 @dataclasses.dataclass(frozen=True)
+class FeaturesInfo:
+    """The features that `beam_jobs.embed` made: the fingerprint of the extractor, and a sidecar for every shard."""
+
+    extractor: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")]
+    classes: Annotated[int, Meta(ge=1)]
+    shards: dict[str, tuple[ShardInfo, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
-    """A dataset: how it was made and what each split holds."""
+    """A dataset: how it was made, what each split holds, and, if they were made, the features of its pictures."""
 
     layout: str
     resize_mode: ResizeMode
@@ -69,6 +78,7 @@ class Manifest:
     filters: Filters
     splits: dict[str, SplitInfo]
     rejects: FileInfo
+    features: FeaturesInfo | None = None
 
     @property
     def examples(self) -> int:
@@ -191,3 +201,11 @@ def _check(manifest: Manifest, path: str) -> None:
                 f"{path} is damaged ({name} shards of {split.examples} examples from sources of {written}); "
                 "make the dataset again"
             )
+    if manifest.features is not None:
+        expected = {
+            split: [(features.sidecar_name(info.name), info.examples) for info in own.shards]
+            for split, own in manifest.splits.items()
+        }
+        found = {split: [(info.name, info.examples) for info in own] for split, own in manifest.features.shards.items()}
+        if found != expected:
+            raise UserError(f"{path} is damaged (features of other shards); make the dataset again")

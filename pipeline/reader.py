@@ -5,16 +5,19 @@ hashes by which the dataset was dealt.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from pipeline import example, manifest, tensors, tfrecord
 from pipeline.errors import UserError
+from pipeline.features import VIEWS
 from pipeline.manifest import Manifest, ShardInfo
 from pipeline.shards import TRAIN, VALIDATION
 
 Batch = dict[str, tf.Tensor]
+_Records = tuple[tf.Tensor, ...]  # (examples [B],) or (examples [B], their features [B]), serialized
 _INTERLEAVED_SHARDS = 16
 _READ_BUFFER_BYTES = 4 << 20  # of each of them
 
@@ -29,6 +32,11 @@ class Dataset:
     def paths(self, split: str) -> list[str]:
         """The files of a split, in the order of the manifest, those without examples left out."""
         return [self._path(shard) for shard in self.manifest.splits[split].shards if shard.examples]
+
+    def sidecar_paths(self, split: str) -> list[str]:
+        """The sidecars of those files, of a dataset with features."""
+        assert self.manifest.features is not None
+        return [self._path(sidecar) for sidecar in self.manifest.features.shards[split] if sidecar.examples]
 
     def _path(self, shard: ShardInfo) -> str:
         return tf.io.gfile.join(self.directory, shard.name)
@@ -66,7 +74,9 @@ class Dataset:
                 )
 
     def _shards(self) -> list[ShardInfo]:
-        return [shard for split in self.manifest.splits.values() for shard in split.shards]
+        shards = [shard for split in self.manifest.splits.values() for shard in split.shards]
+        sidecars = self.manifest.features.shards if self.manifest.features else {}
+        return [*shards, *(sidecar for split in sidecars.values() for sidecar in split)]
 
 
 def open_dataset(directory: str) -> Dataset:
@@ -91,11 +101,11 @@ def examples(dataset: Dataset, split: str) -> tf.data.Dataset:
     """
     records = tf.data.TFRecordDataset(dataset.paths(split), buffer_size=_READ_BUFFER_BYTES)
     layout = example.layout(dataset.manifest.layout)
-    return records.batch(1).map(lambda batch: _parse(batch, layout, with_texts=True)).unbatch()
+    return records.batch(1).map(lambda batch: _parse(batch, layout, ("key", "source", "label"))).unbatch()
 
 
 def train_batches(
-    dataset: Dataset, batch_size: int, seed: int, first_epoch: int, epochs: int, flip: bool
+    dataset: Dataset, batch_size: int, seed: int, first_epoch: int, epochs: int, flip: bool, features: bool = False
 ) -> tf.data.Dataset:
     """Batches of the train split, epoch after epoch in one stream, so that no epoch waits for the first batch.
 
@@ -108,30 +118,32 @@ def train_batches(
         first_epoch: the epoch to begin with, counted from 0.
         epochs: the epoch to end before.
         flip: mirror each example or not, by chance; its tensors together.
+        features: read stored features in place of `l_299`.
 
     Returns:
-        Batches of `l_224` [B, 224, 224, 1], `l_299` [B, 299, 299, 3], `ab_224` [B, 224, 224, 2]; float32 in [-1, 1].
+        Batches of `l_224` [B, 224, 224, 1], `l_299` [B, 299, 299, 3] or `features` [B, classes], and `ab_224`
+        [B, 224, 224, 2]; float32, pictures in [-1, 1].
 
     Raises:
         UserError: the split has fewer examples than a batch.
     """
     steps = steps_per_epoch(dataset, batch_size)
-    paths = np.array(dataset.paths(TRAIN))
-    layout = example.layout(dataset.manifest.layout)
+    files = np.array(_files(dataset, TRAIN, features))
+    parse = _parser(dataset, features)
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
-        shuffled = tf.random.experimental.stateless_shuffle(paths, seed=epoch_seed)
-        batches = _read(tf.data.Dataset.from_tensor_slices(shuffled), len(paths))
+        shuffled = tf.random.experimental.stateless_shuffle(files, seed=epoch_seed)
+        batches = _read(tf.data.Dataset.from_tensor_slices(shuffled), len(files))
         batches = batches.batch(batch_size, drop_remainder=True).take(steps)
-        batches = batches.map(lambda records: _parse(records, layout), num_parallel_calls=tf.data.AUTOTUNE)
+        batches = batches.map(lambda *records: parse(records), num_parallel_calls=tf.data.AUTOTUNE)
         if flip:
             # Another stream of numbers than the shuffle's, and one number for every batch of every epoch.
             flip_seed = tf.stack([tf.constant(~seed, tf.int64), epoch * steps])
             batches = batches.enumerate().map(
                 lambda index, batch: _flip(batch, flip_seed + [0, index]), num_parallel_calls=tf.data.AUTOTUNE
             )
-        return batches
+        return batches.map(_first_view) if features else batches
 
     return _options(tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch).prefetch(tf.data.AUTOTUNE))
 
@@ -151,7 +163,7 @@ def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
     return examples_ // batch_size
 
 
-def validation_batches(dataset: Dataset, batch_size: int) -> tf.data.Dataset:
+def validation_batches(dataset: Dataset, batch_size: int, features: bool = False) -> tf.data.Dataset:
     """Every example of the validation split exactly once, in the same order each time.
 
     The last batch is filled up by repeating its first example with a weight of 0, so that replicas can share it.
@@ -159,20 +171,32 @@ def validation_batches(dataset: Dataset, batch_size: int) -> tf.data.Dataset:
     Returns:
         Batches as those of `train_batches`, and `weight` [B], float32: 1 for an example, 0 for filling.
     """
-    paths = dataset.paths(VALIDATION)
-    layout = example.layout(dataset.manifest.layout)
-    batches = _read(tf.data.Dataset.from_tensor_slices(tf.constant(paths, tf.string)), len(paths)).batch(batch_size)
-    batches = batches.map(lambda records: _fill(records, batch_size))
+    files = tf.constant(_files(dataset, VALIDATION, features), tf.string)
+    parse = _parser(dataset, features)
+    batches = _read(tf.data.Dataset.from_tensor_slices(files), len(files)).batch(batch_size)
+    batches = batches.map(lambda *records: _fill(records, batch_size))
     batches = batches.map(
-        lambda records, weight: {**_parse(records, layout), "weight": weight}, num_parallel_calls=tf.data.AUTOTUNE
+        lambda records, weight: {**parse(records), "weight": weight}, num_parallel_calls=tf.data.AUTOTUNE
     )
+    batches = batches.map(_first_view) if features else batches
     return _options(batches.prefetch(tf.data.AUTOTUNE))
 
 
-def _read(paths: tf.data.Dataset, count: int) -> tf.data.Dataset:
-    """Interleaves the records of files; the order depends on that of the files alone."""
-    return paths.interleave(
-        lambda path: tf.data.TFRecordDataset(path, buffer_size=_READ_BUFFER_BYTES),
+def _files(dataset: Dataset, split: str, features: bool) -> list[list[str]]:
+    """For each shard of a split its file and, with features, that of its sidecar."""
+    columns = [dataset.paths(split)] + ([dataset.sidecar_paths(split)] if features else [])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _read(files: tf.data.Dataset, count: int) -> tf.data.Dataset:
+    """Interleaves the records of shards, each as (its record, its sidecar's); the order is that of the files alone."""
+
+    def one_shard(names: tf.Tensor) -> tf.data.Dataset:
+        streams = [tf.data.TFRecordDataset(name, buffer_size=_READ_BUFFER_BYTES) for name in tf.unstack(names)]
+        return tf.data.Dataset.zip(tuple(streams))
+
+    return files.interleave(
+        one_shard,
         # Fewer than there are: if all were read at once, the same examples would meet in a batch in every epoch.
         cycle_length=max(1, min(count // 2, _INTERLEAVED_SHARDS)),
         num_parallel_calls=tf.data.AUTOTUNE,
@@ -180,9 +204,28 @@ def _read(paths: tf.data.Dataset, count: int) -> tf.data.Dataset:
     )
 
 
-def _parse(records: tf.Tensor, layout: example.Layout, with_texts: bool = False) -> Batch:
+def _parser(dataset: Dataset, features: bool) -> Callable[[_Records], Batch]:
+    """A function from serialized records to a batch; its `features` are [B, 2, classes], of both views."""
+    layout = example.layout(dataset.manifest.layout)
+    if not features:
+        return lambda records: _parse(records[0], layout)
+    assert dataset.manifest.features is not None
+    shape = (VIEWS, dataset.manifest.features.classes)
+    pictures = dataclasses.replace(layout, storage={k: v for k, v in layout.storage.items() if k != "l_299"})
+
+    def parse(records: _Records) -> Batch:
+        batch = _parse(records[0], pictures, ("key",))
+        names = ("key", "features")
+        sidecar = tf.io.parse_example(records[1], {name: tf.io.FixedLenFeature([], tf.string) for name in names})
+        with tf.control_dependencies([tf.debugging.assert_equal(batch.pop("key"), sidecar["key"])]):
+            values = tf.io.decode_raw(sidecar["features"], tf.float32, little_endian=True)
+        return {**batch, "features": tf.reshape(values, (-1, *shape))}
+
+    return parse
+
+
+def _parse(records: tf.Tensor, layout: example.Layout, texts: Sequence[str] = ()) -> Batch:
     """Serialized examples [B] to float32 tensors [B, ...], all at once."""
-    texts = ("key", "source", "label") if with_texts else ()
     features = {name: tf.io.FixedLenFeature([], tf.string) for name in (*layout.storage, *texts)}
     parsed = tf.io.parse_example(records, features)
     batch = {name: _decode(parsed[name], storage, tensors.SHAPES[name]) for name, storage in layout.storage.items()}
@@ -204,7 +247,13 @@ def _flip(batch: Batch, seed: tf.Tensor) -> Batch:
     """Mirrors half of the examples, left to right, all tensors of an example alike."""
     chosen = tf.random.stateless_uniform([tf.shape(batch["l_224"])[0]], seed) < 0.5
     # `Select` copies whole rows of the batch, where `tf.where` would broadcast the condition at five times the cost.
-    return {name: tf.raw_ops.Select(condition=chosen, x=_mirror(values), y=values) for name, values in batch.items()}
+    mirrored = {name: values[:, ::-1] if name == "features" else _mirror(values) for name, values in batch.items()}
+    return {name: tf.raw_ops.Select(condition=chosen, x=mirrored[name], y=batch[name]) for name in batch}
+
+
+def _first_view(batch: Batch) -> Batch:
+    """Drops the features of the view that is not the batch's."""
+    return {**batch, "features": batch["features"][:, 0]}
 
 
 def _mirror(pictures: tf.Tensor) -> tf.Tensor:
@@ -214,11 +263,11 @@ def _mirror(pictures: tf.Tensor) -> tf.Tensor:
     return tf.reshape(rows, (-1, height, width, channels))
 
 
-def _fill(records: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+def _fill(records: _Records, size: int) -> tuple[_Records, tf.Tensor]:
     """Repeats the first record up to a full batch; the second result weighs the repeated ones 0."""
-    count = tf.shape(records)[0]
+    count = tf.shape(records[0])[0]
     weight = tf.cast(tf.range(size) < count, tf.float32)
-    return tf.concat([records, tf.repeat(records[:1], size - count)], axis=0), weight
+    return tuple(tf.concat([each, tf.repeat(each[:1], size - count)], axis=0) for each in records), weight
 
 
 def _options(batches: tf.data.Dataset) -> tf.data.Dataset:

@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from pipeline import cli, example, files, manifest, shards, tensors, tfrecord
+from pipeline import cli, example, features, files, manifest, shards, tensors, tfrecord
 from pipeline.errors import UsageError, UserError, one_line
 from pipeline.manifest import FileInfo, Manifest, ShardInfo
 from pipeline.shards import SPLITS, Partition, Shard
@@ -59,12 +59,12 @@ def verify(directory: str) -> Manifest:
     _check_stray(directory, found)
     _check_rejects(directory, found)
     jobs = [
-        _Job(directory, found.layout, found.partition, Shard(split, number), info)
+        _Job(directory, found.layout, found.partition, Shard(split, number), info, *_sidecar(found, split, number))
         for split in SPLITS
         for number, info in enumerate(found.splits[split].shards)
     ]
     written: dict[str, collections.Counter[str]] = {split: collections.Counter() for split in SPLITS}
-    size = sum(job.info.bytes for job in jobs)
+    size = sum(info.bytes for job in jobs for info in (job.info, job.sidecar) if info)
     with (
         concurrent.futures.ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool,
         tqdm(total=size, desc="verify", unit="B", unit_scale=True, disable=None) as bar,
@@ -72,7 +72,7 @@ def verify(directory: str) -> Manifest:
         try:
             for job, by_source in zip(jobs, pool.map(_verify_shard, jobs), strict=True):
                 written[job.shard.split].update(by_source)
-                bar.update(job.info.bytes)
+                bar.update(job.info.bytes + (job.sidecar.bytes if job.sidecar else 0))
         finally:
             pool.shutdown(cancel_futures=True)
     for split in SPLITS:
@@ -117,10 +117,44 @@ class _Job:
     partition: Partition
     shard: Shard
     info: ShardInfo
+    sidecar: ShardInfo | None  # the file with its features, if there is one
+    classes: int  # of the features
+
+
+def _sidecar(found: Manifest, split: str, number: int) -> tuple[ShardInfo | None, int]:
+    return (found.features.shards[split][number], found.features.classes) if found.features else (None, 0)
 
 
 def _verify_shard(job: _Job) -> dict[str, int]:
     """Verifies one shard and counts its examples by source."""
+    keys: list[str] = []
+    written = _verify_examples(job, keys)
+    if job.sidecar is not None:
+        _verify_sidecar(job, job.sidecar, keys)
+    return written
+
+
+def _verify_sidecar(job: _Job, info: ShardInfo, keys: Sequence[str]) -> None:
+    """Verifies that a sidecar holds the features of the examples of these keys, in their order."""
+    offset = count = 0
+    with _opened(job.directory, info) as file:
+        try:
+            for record in tfrecord.read(file):
+                key, _ = features.decode(record, job.classes)
+                if keys[count : count + 1] != [key]:
+                    raise ValueError(f"features of {key} where those of {keys[count : count + 1]} belong")
+                offset, count = offset + len(record) + tfrecord.OVERHEAD_BYTES, count + 1
+            if count != len(keys):
+                raise ValueError(f"ends after {count} of {len(keys)} records")
+        except ValueError as error:
+            raise UserError(
+                f"{job.directory}/{info.name} is damaged, record {count} at byte {offset}: {one_line(error)}; delete "
+                "it and run beam_jobs.embed again"
+            ) from error
+
+
+def _verify_examples(job: _Job, keys: list[str]) -> dict[str, int]:
+    """Verifies the examples of a shard, counts them by source, and appends their keys."""
     layout, offset = example.layout(job.layout), 0
     written: collections.Counter[str] = collections.Counter()
     last: tuple[int, str] | None = None
@@ -131,6 +165,7 @@ def _verify_shard(job: _Job) -> dict[str, int]:
                 _check_values(found, layout)
                 last = _check_place(found.key, job, last)
                 written[found.source] += 1
+                keys.append(found.key)
                 offset += len(record) + tfrecord.OVERHEAD_BYTES
         except ValueError as error:
             raise UserError(

@@ -21,7 +21,7 @@ def test_every_reference_arrives_in_the_block_of_its_shard(refs):
     for placed in blocks.pack(refs, PARTITION):
         shard, block = coder.decode(coder.encode(placed))
         own = blocks.unpack(block)
-        assert (block.source, block.count) == ("images", len(own))
+        assert (block.source, block.pictures) == ("images", len(own))
         assert {tuple(PARTITION.place(ref.key).shard) for ref in own} == {shard}
         arrived += own
     assert sorted(arrived) == sorted(refs)
@@ -40,7 +40,7 @@ def test_references_are_dealt_as_they_come():
 
 def test_neighbors_share_their_bytes():
     packed = list(blocks.pack(many(50_000), PARTITION))
-    assert sum(block.count for _, block in packed) == 50_000
+    assert sum(block.pictures for _, block in packed) == 50_000
     assert sum(len(block.data) for _, block in packed) < 15 * 50_000
 
 

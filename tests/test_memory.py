@@ -59,7 +59,6 @@ def peaks(tmp_path, mode, count):
 @pytest.mark.parametrize("mode", ["multi_threading", "multi_processing"])
 def test_memory_of_200_000_pictures_is_that_of_20_000(mode, tmp_path):
     few, many = peaks(tmp_path, mode, 20_000), peaks(tmp_path, mode, 200_000)
-    print(f"{mode}: {few} MB, {many} MB")
     assert max(many) < 1024
     for peak_of_few, peak_of_many in zip(few, many, strict=True):
         assert peak_of_many <= 1.25 * peak_of_few

@@ -100,7 +100,7 @@ class TestKoalarization:
         gradients = tape.gradient(loss, variables)
         assert len(variables) == 28
         assert all(np.isfinite(gradient).all() and np.any(gradient) for gradient in gradients)
-        assert not model.extractor.trainable_variables
+        assert not model.extractor.model.trainable_variables
 
     def test_features_change_the_prediction(self, model):
         inputs = batch()

@@ -109,6 +109,24 @@ def _describe(config: ConfigDict, dataset: Dataset, state: TrainState, epochs: i
     )  # fmt: skip
 
 
+def _stored_features(model: ColorModel, dataset: Dataset) -> bool:
+    """Whether the dataset's features stand for the pictures at 299.
+
+    Raises:
+        UserError: they are those of another extractor.
+    """
+    stored = dataset.manifest.features
+    if stored is None or model.features is None:
+        return False
+    if stored.extractor != model.features:
+        raise UserError(
+            f"{dataset.directory} has features of extractor {stored.extractor}, the configuration names "
+            f"{model.features}; set --config.model and --config.seed as they were for beam_jobs.embed, or run it again"
+        )
+    _LOGGER.info("features: as stored in %s, of extractor %s", dataset.directory, stored.extractor)
+    return True
+
+
 class _Run:
     """What the steps of a run share."""
 
@@ -127,6 +145,7 @@ class _Run:
         self._state = state
         self._rate = rate
         self._summaries = summaries
+        self._features = _stored_features(state.model, dataset)
         self._has_validation = dataset.manifest.splits[VALIDATION].examples > 0
         if not self._has_validation:
             _LOGGER.warning("no validation split: no validation loss, and the panel shows pictures that are trained on")
@@ -135,7 +154,7 @@ class _Run:
     def train_batches(self, first_epoch: int, epochs: int) -> tf.distribute.DistributedDataset:
         config = self._config
         batches = reader.train_batches(
-            self._dataset, config.batch_size, config.seed, first_epoch, epochs, flip=config.horizontal_flip
+            self._dataset, config.batch_size, config.seed, first_epoch, epochs, config.horizontal_flip, self._features
         )
         return self._strategy.experimental_distribute_dataset(batches)
 
@@ -192,7 +211,7 @@ class _Run:
         """The mean loss over the validation split, if there is one."""
         if not self._has_validation:
             return
-        batches = reader.validation_batches(self._dataset, self._config.batch_size)
+        batches = reader.validation_batches(self._dataset, self._config.batch_size, self._features)
         total = count = 0.0
         for batch in self._strategy.experimental_distribute_dataset(batches):
             batch_total, batch_count = self._validation_step(batch)

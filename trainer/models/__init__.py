@@ -5,9 +5,24 @@ from ml_collections import ConfigDict
 
 from pipeline.errors import UserError
 from trainer.models.base import ColorModel
+from trainer.models.extractor import Extractor
 from trainer.models.koalarization import Koalarization
 
 MODELS: dict[str, type[ColorModel]] = {"koalarization": Koalarization}
+
+
+def create_extractor(config: ConfigDict, seed: int) -> Extractor:
+    """Builds the extractor alone, with the weights that `create` gives it.
+
+    Args:
+        config: the `model` fields of a configuration.
+        seed: of the weights, where they are random.
+
+    Raises:
+        UserError: the fields are no good, or the weights cannot be had.
+    """
+    keras.utils.set_random_seed(seed)
+    return Extractor(config)
 
 
 def create(config: ConfigDict, seed: int) -> ColorModel:

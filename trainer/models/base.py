@@ -22,9 +22,14 @@ class ColorModel(abc.ABC):
     def __init__(self, config: ConfigDict):
         """Builds the model from the `model` fields of a configuration."""
 
+    @property
+    def features(self) -> str | None:
+        """The fingerprint of the extractor whose stored features can stand for `l_299`; None: nothing can."""
+        return None
+
     @abc.abstractmethod
     def outputs(self, batch: Batch, training: bool) -> tf.Tensor:
-        """What the network makes of `l_224` and `l_299`; the form is the model's own."""
+        """What the network makes of `l_224`, and of `l_299` or in its place `features`; the form is the model's own."""
 
     @abc.abstractmethod
     def loss(self, outputs: tf.Tensor, batch: Batch) -> tf.Tensor:

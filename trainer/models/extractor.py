@@ -3,16 +3,65 @@
 Source: Szegedy et al., "Inception-v4, Inception-ResNet and the Impact of Residual Connections on Learning" (2016).
 """
 
+import functools
+import hashlib
 import logging
 import os
 import warnings
 
 import keras
+import numpy as np
+import tensorflow as tf
+from ml_collections import ConfigDict
 
 from pipeline.errors import UserError, one_line
 
 _LOGGER = logging.getLogger(__name__)
 IMAGENET = "imagenet"
+
+
+class Extractor:
+    """The extractor that a configuration names.
+
+    Attributes:
+        classes: length of a feature vector.
+        model: the frozen network.
+    """
+
+    def __init__(self, config: ConfigDict):
+        """Builds it from the `model` fields of a configuration.
+
+        Raises:
+            UserError: the fields are no good, or the weights cannot be had.
+        """
+        if config.feature_classes < 1:
+            raise UserError(
+                f"model.feature_classes is {config.feature_classes}; choose 1000, or 1001 with a background"
+            )
+        weights = None if config.feature_weights in (None, "none", "None") else config.feature_weights
+        self.classes: int = config.feature_classes
+        self.model = create(weights, self.classes)
+
+    def __call__(self, l_299: tf.Tensor) -> tf.Tensor:
+        """The scores of pictures: float32 [B, 299, 299, 3] in [-1, 1] to [B, classes], without a gradient."""
+        return tf.stop_gradient(self.model(l_299, training=False))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that depend on every weight, and on nothing else."""
+        digest = hashlib.blake2b(digest_size=8)
+        for weight in self.model.get_weights():
+            digest.update(repr((weight.shape, weight.dtype.str)).encode())
+            digest.update(np.ascontiguousarray(weight).data)
+        return digest.hexdigest()
+
+    def features(self, l_299: np.ndarray) -> np.ndarray:
+        """Of pictures and of their mirror images: float32 [B, 299, 299, 3] in [-1, 1] to [B, 2, classes]."""
+        return self._both_views(tf.constant(l_299)).numpy()
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 299, 299, 3), tf.float32)])
+    def _both_views(self, l_299: tf.Tensor) -> tf.Tensor:
+        return tf.stack([self(l_299), self(l_299[:, :, ::-1])], axis=1)
 
 
 def create(weights: str | None, classes: int) -> keras.Model:

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from pipeline.errors import UserError
 from pipeline.reader import Batch
-from trainer.models import extractor
 from trainer.models.base import ColorModel
+from trainer.models.extractor import Extractor
 
 # Filters and stride of each 3x3 convolution.
 _ENCODER = ((64, 2), (128, 1), (128, 2), (256, 1), (256, 2), (512, 1), (512, 1), (256, 1))
@@ -28,17 +28,17 @@ class Koalarization(ColorModel):
     def __init__(self, config: ConfigDict):
         if not 0 < config.width_multiplier <= _WIDEST:
             raise UserError(f"model.width_multiplier is {config.width_multiplier}; choose above 0, at most {_WIDEST}")
-        if config.feature_classes < 1:
-            raise UserError(
-                f"model.feature_classes is {config.feature_classes}; choose 1000, or 1001 with a background"
-            )
-        weights = None if config.feature_weights in (None, "none", "None") else config.feature_weights
-        self.extractor = extractor.create(weights, config.feature_classes)
+        self.extractor = Extractor(config)
         self.network = build_network(config.feature_classes, config.width_multiplier)
+
+    @property
+    def features(self) -> str:
+        """The extractor's fingerprint."""
+        return self.extractor.fingerprint
 
     def outputs(self, batch: Batch, training: bool) -> tf.Tensor:
         """float32 [B, 224, 224, 2]: the predicted a and b in [-1, 1]."""
-        features = tf.stop_gradient(self.extractor(batch["l_299"], training=False))  # (B, classes)
+        features = batch["features"] if "features" in batch else self.extractor(batch["l_299"])  # (B, classes)
         return self.network([batch["l_224"], features], training=training)
 
     def loss(self, outputs: tf.Tensor, batch: Batch) -> tf.Tensor:

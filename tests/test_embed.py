@@ -1,0 +1,239 @@
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from beam_jobs import embed
+from configs import demo
+from pipeline import cli, features, manifest, reader, tfrecord, verify
+from pipeline.errors import UserError
+from pipeline.shards import SPLITS, TRAIN, VALIDATION
+from tests.test_preprocess import content, error_of
+from tests.test_preprocess import run as preprocess
+from trainer import loop, models, replicas
+
+CLASSES = 1000
+
+
+def run(folder, *extra):
+    return cli.run(embed.main, ["embed", "--config=configs/demo.py", f"--data={folder}", *extra])
+
+
+def stored(folder):
+    """Features by key, as they stand in the sidecars."""
+    found = {}
+    for path in sorted(Path(folder).glob("*.features.tfrecord")):
+        with open(path, "rb") as file:
+            found.update(features.decode(record, CLASSES) for record in tfrecord.read(file))
+    return found
+
+
+@pytest.fixture(scope="session")
+def made(compact_dataset, tmp_path_factory):
+    return shutil.copytree(compact_dataset.directory, tmp_path_factory.mktemp("embedded") / "data")
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "data")
+
+
+@pytest.fixture
+def embedded(folder, config):
+    assert run(folder) == 0
+    return folder
+
+
+def check_features(folder, config, relative):
+    """Every record has the features that a direct call gives for its own picture, and for its mirror image."""
+    dataset, found = reader.open_dataset(str(folder)), stored(folder)
+    extractor = models.create_extractor(config.model, config.seed)
+    count = 0
+    for split in SPLITS:
+        for each in reader.examples(dataset, split).as_numpy_iterator():
+            picture = each["l_299"]
+            expected = extractor(np.stack([picture, picture[:, ::-1]])).numpy()
+            own = found[each["key"].decode()]
+            assert np.abs(own - expected).max() <= relative * np.abs(expected).max()
+            others = [values for key, values in found.items() if key != each["key"].decode()]
+            assert min(np.abs(own - other).max() for other in others) > 0
+            count += 1
+    assert count == len(found) == dataset.manifest.examples
+
+
+def test_features_are_those_of_a_direct_call(embedded, config):
+    check_features(embedded, config, 1e-4)
+
+
+def test_the_manifest_knows_them(embedded, config):
+    found = manifest.read(str(embedded))
+    assert found.features.extractor == models.create(config.model, config.seed).features  # built in another way
+    assert found.features.classes == CLASSES
+    assert verify.verify(str(embedded)).features == found.features
+
+
+def batches_of(dataset, stored_features, flip=True):
+    batches = reader.train_batches(dataset, 4, 1, 0, 2, flip, stored_features)
+    return list(batches), list(reader.validation_batches(dataset, 4, stored_features))
+
+
+def test_a_step_has_the_same_loss_without_the_extractor(embedded, config):
+    """In both splits, with pictures mirrored and not."""
+    dataset = reader.open_dataset(str(embedded))
+    model = models.create(config.model, config.seed)
+    for with_extractor, without in zip(batches_of(dataset, False), batches_of(dataset, True), strict=True):
+        assert len(with_extractor) > 0
+        for one, other in zip(with_extractor, without, strict=True):
+            assert "l_299" not in other
+            np.testing.assert_array_equal(one["ab_224"], other["ab_224"])
+            np.testing.assert_allclose(other["features"], model.extractor(one["l_299"]), rtol=1e-4, atol=1e-6)
+            expected = model.loss(model.outputs(one, training=True), one)
+            np.testing.assert_allclose(model.loss(model.outputs(other, training=True), other), expected, rtol=1e-4)
+
+
+def test_training_reads_them(embedded, folder, config, tmp_path, monkeypatch, caplog):
+    strategy = replicas.create_strategy(config.batch_size)
+    expected = loop.train_and_evaluate(config, strategy, str(folder), str(tmp_path / "stored"))
+    assert "features: as stored in" in caplog.text
+    plain = shutil.copytree(folder, tmp_path / "plain")
+    drop_features(plain)
+    found = loop.train_and_evaluate(config, strategy, str(plain), str(tmp_path / "extracted"))
+    np.testing.assert_allclose(found.validation_losses, expected.validation_losses, rtol=1e-3)
+
+
+def drop_features(folder):
+    """As a dataset was before `embed`."""
+    found = manifest.read(str(folder))
+    (folder / manifest.FILE_NAME).write_text(dataclasses.replace(found, features=None).to_json())
+
+
+def test_features_of_another_extractor_are_no_use(embedded, config, tmp_path):
+    config.seed += 1
+    with pytest.raises(UserError, match="has features of extractor [0-9a-f]{16}, the configuration names"):
+        loop.train_and_evaluate(config, replicas.create_strategy(4), str(embedded), str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_same_bytes_with_any_number_of_workers(workers, embedded, folder, made, config, tmp_path):
+    again = shutil.copytree(made, tmp_path / "again")
+    assert run(again, f"--direct_num_workers={workers}") == 0
+    assert content(again) == content(embedded)
+
+
+def test_the_model_is_built_once_in_a_process(folder, config, monkeypatch):
+    """However many threads: once by the job to tell its fingerprint, once for all workers of the process."""
+    built = []
+    create = models.create_extractor
+    monkeypatch.setattr(models, "create_extractor", lambda *args: built.append(args) or create(*args))
+    assert run(folder, "--direct_num_workers=4") == 0
+    assert len(built) == 2
+
+
+def test_only_what_is_missing_or_damaged_is_made_again(embedded, config):
+    whole = content(embedded)
+    names = sorted(name for name in whole if features.is_sidecar_name(name))
+    before = {name: os.stat(embedded / name).st_mtime_ns for name in names}
+    (embedded / names[0]).unlink()
+    damaged = bytearray(whole[names[1]])
+    damaged[100] ^= 1
+    (embedded / names[1]).write_bytes(damaged)
+    assert run(embedded) == 0
+    assert content(embedded) == whole
+    remade = {name for name in names if os.stat(embedded / name).st_mtime_ns != before[name]}
+    assert remade == set(names[:2])
+
+
+def test_preprocessing_again_keeps_them(pictures, tmp_path, config):
+    argv = [f"--source=places365:{pictures}/archives/val_256.tar", f"--output={tmp_path}/out"]
+    assert preprocess(*argv) == 0
+    assert run(tmp_path / "out") == 0
+    whole = content(tmp_path / "out")
+    assert preprocess(*argv) == 0
+    assert content(tmp_path / "out") == whole
+    assert preprocess(*argv, "--config.seed=1", "--overwrite") == 0
+    assert not stored(tmp_path / "out")
+    assert manifest.read(str(tmp_path / "out")).features is None
+
+
+def test_another_extractor_is_refused_unless_it_may_replace(embedded, config, capsys):
+    whole = content(embedded)
+    assert run(embedded, "--config.seed=1") == 1
+    assert "has features of extractor" in error_of(capsys)
+    drop_features(embedded)  # as if the first job had been killed just before its end
+    assert run(embedded, "--config.seed=1") == 1
+    assert "has features of extractor" in error_of(capsys)
+    assert run(embedded, "--config.seed=1", "--overwrite") == 0
+    assert (
+        manifest.read(str(embedded)).features.extractor
+        != manifest.Manifest.from_json(whole[manifest.FILE_NAME].decode(), "").features.extractor
+    )
+    verify.verify(str(embedded))
+    assert run(embedded, "--overwrite") == 0
+    assert content(embedded) == whole
+
+
+def test_mistakes_are_one_line(tmp_path, folder, config, capsys):
+    assert run(tmp_path / "absent") == 1
+    assert "names no dataset" in error_of(capsys)
+    assert not (tmp_path / "absent").exists()
+    shard = next(folder.glob("train-*.tfrecord"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    assert run(folder) == 1
+    assert f"shard {shard} is damaged: damaged record at byte" in error_of(capsys)
+
+
+@pytest.mark.parametrize("what", ["flipped", "swapped", "missing"])
+def test_verify_finds_damaged_sidecars(what, embedded, capsys):
+    dataset = reader.open_dataset(str(embedded))
+    first, second = sorted(dataset.sidecar_paths(TRAIN), key=os.path.getsize)[-2:]
+    if what == "flipped":
+        data = bytearray(Path(first).read_bytes())
+        data[9000] ^= 1
+        Path(first).write_bytes(data)
+    elif what == "swapped":
+        Path(first).write_bytes(Path(second).read_bytes())
+    else:
+        Path(first).unlink()
+    with pytest.raises(UserError, match=os.path.basename(first)):
+        verify.verify(str(embedded))
+
+
+def test_a_sidecar_out_of_line_stops_training(embedded):
+    """Its keys are compared with those of the shard, record by record."""
+    dataset = reader.open_dataset(str(embedded))
+    path = Path(max(dataset.sidecar_paths(VALIDATION), key=os.path.getsize))
+    with open(path, "rb") as file:
+        records = list(tfrecord.read(file))
+    with open(path, "wb") as file:
+        writer = tfrecord.Writer(file)
+        for record in reversed(records):
+            writer.write(record)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        list(reader.validation_batches(dataset, 4, features=True))
+
+
+@pytest.mark.slow
+def test_with_the_real_extractor_killed_at_any_moment(pictures, tmp_path):
+    """In processes of their own; then features as of a direct call."""
+    out = tmp_path / "out"
+    assert preprocess(f"--source=images:{pictures}/held_out", f"--output={out}") == 0
+    command = [sys.executable, "-m", "beam_jobs.embed", "--config=configs/demo.py", f"--data={out}"]
+    for seconds in (9, 12, 15):
+        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True)
+    assert not list(out.rglob("*.tmp"))
+    check_features(out, demo.get_config(), 1e-4)
+    verify.verify(str(out))
