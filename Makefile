@@ -20,11 +20,14 @@ demo: setup
 	$(RUN) tools.photographs --output=$(DEMO)
 	$(RUN) beam_jobs.preprocess --config=configs/demo.py --output=$(DEMO)/data \
 		--source=places365:$(DEMO)/archives/val_256.tar --source=imagenet:$(DEMO)/archives/ILSVRC2012_img_train.tar
+	$(RUN) pipeline.verify --data=$(DEMO)/data
+	$(RUN) pipeline.inspect --data=$(DEMO)/data --output=$(DEMO)/sheet.png
 	$(RUN) trainer.train --config=configs/demo.py --data=$(DEMO)/data --workdir=$(DEMO)/run --virtual_replicas=2
 	$(RUN) trainer.colorize --workdir=$(DEMO)/run --output=$(DEMO)/colorized $(DEMO)/held_out/*.png
 	$(RUN) tools.sheet --truth=$(DEMO)/held_out --colorized=$(DEMO)/colorized --output=$(DEMO)/colorized/sheet.png
 	@echo
 	@echo "shards:       $(DEMO)/data/*.tfrecord, described by $(DEMO)/data/dataset.json"
+	@echo "examples:     $(DEMO)/sheet.png"
 	@echo "TensorBoard:  $(BIN)/tensorboard --logdir=$(DEMO)/run"
 	@echo "pictures:     $(DEMO)/colorized/sheet.png (gray, predicted, truth; no pixel of it was trained on)"
 
@@ -77,7 +80,7 @@ gpu: setup
 # Resolves the ranges of setup.py for all supported Pythons at once.
 COMPILE := $(RUN) uv pip compile setup.py --universal --python-version 3.10 --generate-hashes --no-header --quiet
 lock: setup
-	$(COMPILE) --extra worker --extra trainer --extra test --extra dev -o requirements.lock
+	$(COMPILE) --extra worker --extra trainer --extra inspect --extra test --extra dev -o requirements.lock
 	$(COMPILE) --extra worker --extra trainer --extra gpu -c requirements.lock -o requirements-gpu.lock
 
 proto: setup

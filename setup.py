@@ -21,6 +21,7 @@ TRAINER = [
     "tensorboard>=2.20,<2.22",
     "tensorflow-io==0.37.1; python_version < '3.13'",  # the last release; no build for 3.13
 ]
+INSPECT = ["matplotlib>=3.9,<4"]
 GPU = ["tensorflow[and-cuda]>=2.21,<2.22; sys_platform == 'linux'"]
 TEST = [
     "pytest>=8.3,<10",
@@ -41,5 +42,5 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["pipeline*", "beam_jobs*", "trainer*", "configs*"]),
     install_requires=CORE,
-    extras_require={"worker": WORKER, "trainer": TRAINER, "gpu": GPU, "test": TEST, "dev": DEV},
+    extras_require={"worker": WORKER, "trainer": TRAINER, "gpu": GPU, "inspect": INSPECT, "test": TEST, "dev": DEV},
 )

@@ -1,9 +1,12 @@
-"""Opens the files of a dataset for reading, where neither Beam nor the training loop is at hand."""
+"""Files, local or remote, where Beam is not at hand; remote ones through TensorFlow, which local ones do not need."""
 
 import contextlib
 import os
+import uuid
 from collections.abc import Iterator
 from typing import BinaryIO
+
+from pipeline.errors import UserError, one_line
 
 
 def open_binary(path: str) -> BinaryIO:
@@ -34,6 +37,38 @@ def names(directory: str) -> list[str]:
 
     with _os_errors():
         return tf.io.gfile.listdir(directory)
+
+
+def write(path: str, content: bytes) -> None:
+    """Writes a file; whoever finds its name finds the whole of it, and a failure leaves nothing behind.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        _write(temporary, path, content)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {one_line(error)}; make room there, or name another") from error
+
+
+def _write(temporary: str, path: str, content: bytes) -> None:
+    if "://" not in path:
+        try:
+            with open(temporary, "wb") as local:
+                local.write(content)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.remove(temporary)
+            raise
+        return
+    import tensorflow as tf
+
+    with _os_errors():
+        with tf.io.gfile.GFile(temporary, "wb") as remote:
+            remote.write(content)
+        tf.io.gfile.rename(temporary, path, overwrite=True)
 
 
 @contextlib.contextmanager

@@ -4,8 +4,9 @@ A record is: length (uint64), masked CRC-32C of the length, the bytes, masked CR
 Source: tensorflow/core/lib/io/record_writer.h.
 """
 
+import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Protocol
 
 import google_crc32c
@@ -59,8 +60,11 @@ def read(file: BinaryIO) -> Iterator[bytes]:
     Raises:
         ValueError: a checksum differs or the file ends within a record; the message has the record's byte offset.
     """
-    offset = 0
-    while header := file.read(_HEADER.size):
+    while True:
+        offset = file.tell()
+        header = file.read(_HEADER.size)
+        if not header:
+            return
         if len(header) < _HEADER.size:
             raise ValueError(f"ends within a record at byte {offset}")
         length, length_crc = _HEADER.unpack(header)
@@ -72,7 +76,30 @@ def read(file: BinaryIO) -> Iterator[bytes]:
         if _FOOTER.unpack(footer)[0] != _masked_crc(record):
             raise ValueError(f"damaged record at byte {offset}")
         yield record
-        offset += length + OVERHEAD_BYTES
+
+
+def pick(file: BinaryIO, indices: Sequence[int]) -> Iterator[bytes]:
+    """Yields some records of an open, seekable file, hopping over those between them.
+
+    Args:
+        file: at its start.
+        indices: of the records, counted from 0, in ascending order.
+
+    Raises:
+        ValueError: a checksum differs, or the file ends before.
+    """
+    records, position = read(file), 0
+    for index in indices:
+        for _ in range(position, index):
+            header = file.read(_HEADER.size)
+            if len(header) < _HEADER.size:
+                raise ValueError(f"ends before record {index}")
+            file.seek(_HEADER.unpack(header)[0] + _FOOTER.size, io.SEEK_CUR)
+        record = next(records, None)
+        if record is None:
+            raise ValueError(f"ends before record {index}")
+        yield record
+        position = index + 1
 
 
 def checksum(file: BinaryIO) -> int:

@@ -64,3 +64,22 @@ def test_any_cut_within_a_record_is_found(records, data):
     cut = data.draw(st.integers(0, len(content) - 1).filter(lambda position: position not in ends))
     with pytest.raises(ValueError, match=r"ends within a record at byte \d+"):
         list(tfrecord.read(io.BytesIO(content[:cut])))
+
+
+@given(st.lists(st.binary(max_size=40), max_size=12), st.data())
+def test_some_records_are_picked(records, data):
+    indices = sorted(data.draw(st.sets(st.integers(0, 11))))
+    file = io.BytesIO(written(records)[1])
+    expected = [records[index] for index in indices if index < len(records)]
+    if all(index < len(records) for index in indices):
+        assert list(tfrecord.pick(file, indices)) == expected
+    else:
+        with pytest.raises(ValueError, match="ends before record"):
+            list(tfrecord.pick(file, indices))
+
+
+def test_a_picked_record_that_is_damaged_is_named():
+    data = bytearray(written([b"first", b"second", b"third"])[1])
+    data[tfrecord.OVERHEAD_BYTES + 5 + 13] ^= 1
+    with pytest.raises(ValueError, match="damaged record at byte 21"):
+        list(tfrecord.pick(io.BytesIO(bytes(data)), [1]))

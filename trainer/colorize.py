@@ -20,10 +20,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from pipeline import cli, image
+from pipeline import cli, files, image
 from pipeline.errors import UsageError, UserError
 from pipeline.rejects import RejectedImage
-from trainer import files
 from trainer.colorizer import Colorizer
 
 _LOGGER = logging.getLogger("trainer.colorize")

@@ -1,7 +1,6 @@
-"""Files of a run, local or remote: small ones are written aside, then renamed."""
+"""Failures of TensorFlow's writers as errors of users."""
 
 import contextlib
-import uuid
 from collections.abc import Iterator
 
 import tensorflow as tf
@@ -20,21 +19,3 @@ def writing(name: str) -> Iterator[None]:
         yield
     except (tf.errors.OpError, OSError) as error:
         raise UserError(f"{name} cannot be written: {one_line(error)}; make room there, or name another") from error
-
-
-def write(path: str, content: bytes) -> None:
-    """Writes a file; whoever finds its name finds the whole of it, and a failure leaves nothing behind.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    try:
-        with writing(path), tf.io.gfile.GFile(temporary, "wb") as file:
-            file.write(content)
-        with writing(path):
-            tf.io.gfile.rename(temporary, path, overwrite=True)
-    except BaseException:
-        with contextlib.suppress(tf.errors.OpError):
-            tf.io.gfile.remove(temporary)
-        raise

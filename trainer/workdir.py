@@ -6,10 +6,10 @@ import logging
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from pipeline import config, manifest
+from pipeline import config, files, manifest
 from pipeline.errors import UserError, one_line
 from pipeline.manifest import Manifest
-from trainer import files
+from trainer.files import writing
 
 _LOGGER = logging.getLogger(__name__)
 _CONFIG = "config.json"
@@ -43,7 +43,7 @@ def save(workdir: str, settings: ConfigDict, dataset: Manifest) -> None:
     Raises:
         UserError: the directory cannot be written.
     """
-    with files.writing(f"--workdir={workdir}"):
+    with writing(f"--workdir={workdir}"):
         tf.io.gfile.makedirs(workdir)
     files.write(_path(workdir, manifest.FILE_NAME), dataset.to_json().encode())
     files.write(_path(workdir, _CONFIG), to_json(settings).encode())
