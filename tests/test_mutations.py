@@ -1,0 +1,106 @@
+"""Pictures as no camera makes them: nothing crashes, nothing hangs, every one is written or rejected."""
+
+import io
+import json
+import re
+import struct
+import subprocess
+import sys
+import tarfile
+import zlib
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from pipeline import manifest, verify
+from tests.helpers import encoded
+
+COUNT = 5000
+SECONDS = 300  # a job that takes as long hangs
+
+
+def originals():
+    """A small photograph, its sides 64 and 48, in every format and in modes that decoders treat each in its own way."""
+    photograph = Image.fromarray(data.astronaut()).resize((64, 48))
+    yield from (encoded(photograph, "JPEG", **options) for options in ({}, {"progressive": True}, {"optimize": True}))
+    yield encoded(photograph.convert("CMYK"), "JPEG")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    yield encoded(photograph, "JPEG", exif=exif)
+    yield encoded(photograph, "PNG")
+    yield encoded(photograph.quantize(64), "PNG")
+    yield encoded(photograph.convert("RGBA"), "PNG")
+    yield encoded(Image.fromarray(np.asarray(photograph.convert("L")).astype(np.uint16) * 257), "PNG")
+    yield encoded(photograph, "WEBP")
+    yield encoded(photograph, "WEBP", lossless=True)
+    yield encoded(photograph, "GIF")
+    yield encoded(photograph, "BMP")
+    yield encoded(photograph, "TIFF")
+    yield encoded(photograph, "TIFF", compression="tiff_lzw")
+
+
+def flipped(picture, others, generator):
+    mutated = bytearray(picture)
+    for position in generator.integers(len(mutated), size=generator.integers(1, 20)):
+        mutated[position] ^= 1 << generator.integers(8)
+    return bytes(mutated)
+
+
+def truncated(picture, others, generator):
+    return picture[: generator.integers(len(picture))]
+
+
+def with_another_header(picture, others, generator):
+    other, length = others[generator.integers(len(others))], generator.integers(2, 100)
+    return other[:length] + picture[length:]
+
+
+def lying(picture, others, generator):
+    """Width or height as found in the header, in either order of bytes, become something else."""
+    mutated = bytearray(picture)
+    for side in (64, 48):
+        for code in ("<H", ">H", "<I", ">I"):
+            lie = int(generator.choice([0, 1, 47, 65, 1000, 7000, 65535, 2**31 - 1, 2**32 - 1]))
+            value = struct.pack(code, lie & (0xFFFF if "H" in code else 0xFFFFFFFF))
+            for found in re.finditer(re.escape(struct.pack(code, side)), picture[:400]):
+                if generator.random() < 0.3:
+                    mutated[found.start() : found.end()] = value
+    if picture.startswith(b"\x89PNG"):  # its decoder believes nothing without a checksum
+        mutated[29:33] = struct.pack(">I", zlib.crc32(mutated[12:29]))
+    return bytes(mutated)
+
+
+MUTATIONS = (flipped, truncated, with_another_header, lying)
+
+
+@pytest.mark.slow
+def test_every_mutated_picture_is_accounted_for(tmp_path):
+    generator, pictures = np.random.default_rng(0), list(originals())
+    with tarfile.open(tmp_path / "mutated.tar", "w") as tar:
+        for number in range(COUNT):
+            mutate, picture = MUTATIONS[number % len(MUTATIONS)], pictures[number % len(pictures)]
+            mutated = mutate(picture, pictures, generator)
+            member = tarfile.TarInfo(f"{mutate.__name__}/{number:05d}")
+            member.size = len(mutated)
+            tar.addfile(member, io.BytesIO(mutated))
+    out = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "beam_jobs.preprocess", "--config=configs/demo.py", "--config.dataset.layout=compact",
+        f"--source=images:{tmp_path}/mutated.tar", f"--output={out}", "--max_reject_fraction=1",
+    ]  # fmt: skip
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=SECONDS, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    found = manifest.read(str(out))
+    assert found.listed == COUNT == found.examples + sum(found.rejected.values())
+    rejects = [json.loads(line) for line in (out / manifest.REJECTS_FILE_NAME).read_text().splitlines()]
+    assert len({each["key"] for each in rejects}) == len(rejects) == sum(found.rejected.values())
+    assert all(each["detail"] and "\n" not in each["detail"] for each in rejects)
+    by_mutation = Counter(each["key"].split("/")[1] for each in rejects)
+    for mutate in MUTATIONS:  # some could be used all the same, others not: or the mutations would be no test
+        assert COUNT / len(MUTATIONS) * 0.02 < by_mutation[mutate.__name__] < COUNT / len(MUTATIONS)
+    assert {"not_an_image", "truncated", "too_small", "too_large"} <= {reason.value for reason in found.rejected}
+    verify.verify(str(out))
