@@ -8,12 +8,16 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO
 
+from apache_beam.utils import retry
+
 from beam_jobs import storage
 from beam_jobs.sources import ImageRef
+from pipeline.errors import UserError, one_line
 
 BUDGET_BYTES = 32 << 20  # of pictures that are read but not yet decoded, in each worker thread
 _READERS = 4  # a read from remote storage takes some 30 ms, and a worker decodes some 100 pictures a second
 _LONGEST_QUEUE = 64
+_RETRIES = 4  # after 1, 2, 4 and 8 seconds, of a read from remote storage
 
 
 def read_ahead(refs: Iterable[ImageRef], budget: int = BUDGET_BYTES) -> Iterator[tuple[ImageRef, bytes | OSError]]:
@@ -44,6 +48,11 @@ def read_ahead(refs: Iterable[ImageRef], budget: int = BUDGET_BYTES) -> Iterator
             readers.shutdown(wait=True, cancel_futures=True)
 
 
+def _may_pass(error: BaseException) -> bool:
+    """Whether a remote read that failed may succeed if it is tried again."""
+    return isinstance(error, Exception) and not isinstance(error, FileNotFoundError)
+
+
 class _Files:
     """Open files, one in each thread: many references share an archive."""
 
@@ -52,28 +61,58 @@ class _Files:
         self._opened: set[BinaryIO] = set()
 
     def read(self, ref: ImageRef) -> bytes | OSError:
-        """The bytes of a picture, or the reason why they cannot be had."""
+        """The bytes of a picture, or the reason why they cannot be had.
+
+        Raises:
+            UserError: remote storage failed again and again, which says nothing of the picture.
+        """
+        path = os.fsdecode(ref.path)
         try:
-            file = self._open(os.fsdecode(ref.path))
-            file.seek(ref.offset)
-            data = file.read(ref.length)
+            data = self._read_remote(path, ref) if "://" in path else self._read(path, ref)
         except OSError as error:
             return error
         if len(data) < ref.length:
-            return OSError(f"{len(data)} of {ref.length} bytes at {ref.offset} of {os.fsdecode(ref.path)}")
+            return OSError(f"{len(data)} of {ref.length} bytes at {ref.offset} of {path}")
         return data
+
+    def _read_remote(self, path: str, ref: ImageRef) -> bytes:
+        read = retry.with_exponential_backoff(_RETRIES, retry_filter=_may_pass, initial_delay_secs=1.0)(self._read)
+        try:
+            return read(path, ref)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # each file system has its own
+            raise UserError(
+                f"{path} cannot be read, {_RETRIES + 1} times in a row: {one_line(error)}; start the job again"
+            ) from error
+
+    def _read(self, path: str, ref: ImageRef) -> bytes:
+        try:
+            file = self._open(path)
+            file.seek(ref.offset)
+            return file.read(ref.length)
+        except Exception:
+            self._forget()  # it may be in any state
+            raise
 
     def _open(self, path: str) -> BinaryIO:
         own = self._own
         if getattr(own, "path", None) != path:
-            own.path = None
-            if before := getattr(own, "file", None):
-                self._opened.discard(before)
-                before.close()
+            self._forget()
             own.file = storage.open_binary(path)
             self._opened.add(own.file)
             own.path = path
         return own.file
+
+    def _forget(self) -> None:
+        """Closes the file of this thread."""
+        own = self._own
+        own.path = None
+        if file := getattr(own, "file", None):
+            self._opened.discard(file)
+            own.file = None
+            with contextlib.suppress(OSError):
+                file.close()
 
     def close(self) -> None:
         """Closes what is open."""

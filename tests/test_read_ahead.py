@@ -1,7 +1,9 @@
 import os
 import threading
+from typing import ClassVar
 
 import pytest
+from apache_beam.io.localfilesystem import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -9,6 +11,7 @@ from beam_jobs import read_ahead as module
 from beam_jobs import storage
 from beam_jobs.read_ahead import read_ahead
 from beam_jobs.sources import ImageRef
+from pipeline.errors import UserError
 
 
 def ref(path, offset, length):
@@ -75,3 +78,53 @@ def test_whoever_stops_early_leaves_no_file_open(file, monkeypatch):
     reading.close()
     assert opened
     assert all(each.closed for each in opened)
+
+
+class Remote(LocalFileSystem):
+    """Local files as `remote://`, with failures that go away."""
+
+    failures: ClassVar[list[Exception]] = []
+
+    @classmethod
+    def scheme(cls):
+        return "remote"
+
+    def open(self, path, *args, **kwargs):
+        if self.failures:
+            raise self.failures.pop()
+        return super().open(path.removeprefix("remote://"), *args, **kwargs)
+
+
+@pytest.fixture
+def delays(monkeypatch):
+    """Seconds that were waited."""
+    waited = []
+    monkeypatch.setattr("apache_beam.utils.retry.Clock.sleep", lambda _, seconds: waited.append(seconds))
+    yield waited
+    Remote.failures.clear()
+
+
+class ServerError(Exception):
+    """Of the kind that client libraries have; none is an OSError."""
+
+
+@pytest.mark.parametrize("error", [OSError("connection reset"), ServerError("503")])
+def test_a_remote_read_that_fails_is_tried_again(error, file, delays):
+    Remote.failures[:] = [error] * 3
+    ((_, data),) = read_ahead([ref(f"remote://{file}", 10, 20)])
+    assert data == file.read_bytes()[10:30]
+    assert len(delays) == 3
+    assert 0 < sum(delays) <= 1 + 2 + 4
+
+
+def test_a_remote_store_that_is_down_says_nothing_of_the_picture(file, delays):
+    """The engine tries the whole bundle again, or the job fails: no picture is rejected."""
+    Remote.failures[:] = [ServerError("503")] * 100
+    with pytest.raises(UserError, match="remote://.*/file cannot be read, 5 times in a row: 503; start the job again"):
+        list(read_ahead([ref(f"remote://{file}", 10, 20)]))
+
+
+def test_a_remote_picture_that_is_gone_is_not_waited_for(delays):
+    ((_, error),) = read_ahead([ref("remote:///absent", 0, 1)])
+    assert isinstance(error, FileNotFoundError)
+    assert not delays
