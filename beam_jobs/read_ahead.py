@@ -16,7 +16,8 @@ from pipeline.errors import UserError, one_line
 
 BUDGET_BYTES = 32 << 20  # of pictures that are read but not yet decoded, in each worker thread
 _READERS = 4  # a read from remote storage takes some 30 ms, and a worker decodes some 100 pictures a second
-_LONGEST_QUEUE = 64
+_GROUP = 8
+_LONGEST_QUEUE = 8  # of groups
 _RETRIES = 4  # after 1, 2, 4 and 8 seconds, of a read from remote storage
 
 
@@ -30,22 +31,39 @@ def read_ahead(refs: Iterable[ImageRef], budget: int = BUDGET_BYTES) -> Iterator
     Yields:
         Each reference with its bytes, or with the reason why they cannot be had.
     """
-    queue: collections.deque[tuple[ImageRef, Future[bytes | OSError]]] = collections.deque()
+    queue: collections.deque[tuple[list[ImageRef], Future[list[bytes | OSError]]]] = collections.deque()
     held = 0
     with contextlib.closing(_Files()) as files, ThreadPoolExecutor(_READERS, "read-ahead") as readers:
         try:
-            for ref in refs:
-                while queue and (held + ref.length > budget or len(queue) == _LONGEST_QUEUE):
+            for group in _groups(refs, budget // (2 * _READERS)):
+                size = _size(group)
+                while queue and (held + size > budget or len(queue) == _LONGEST_QUEUE):
                     first, future = queue.popleft()
-                    held -= first.length
-                    yield first, future.result()
-                queue.append((ref, readers.submit(files.read, ref)))
-                held += ref.length
+                    yield from zip(first, future.result(), strict=True)
+                    held -= _size(first)
+                queue.append((group, readers.submit(files.read_all, group)))
+                held += size
             while queue:
                 first, future = queue.popleft()
-                yield first, future.result()
+                yield from zip(first, future.result(), strict=True)
         finally:
             readers.shutdown(wait=True, cancel_futures=True)
+
+
+def _groups(refs: Iterable[ImageRef], budget: int) -> Iterator[list[ImageRef]]:
+    """Pictures that a thread reads in one go: waking it for each would take a worker's time."""
+    group: list[ImageRef] = []
+    for ref in refs:
+        if group and (len(group) == _GROUP or _size(group) + ref.length > budget):
+            yield group
+            group = []
+        group.append(ref)
+    if group:
+        yield group
+
+
+def _size(group: list[ImageRef]) -> int:
+    return sum(ref.length for ref in group)
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -59,6 +77,10 @@ class _Files:
     def __init__(self) -> None:
         self._own = threading.local()
         self._opened: set[BinaryIO] = set()
+
+    def read_all(self, refs: list[ImageRef]) -> list[bytes | OSError]:
+        """As `read`, of several pictures."""
+        return [self.read(ref) for ref in refs]
 
     def read(self, ref: ImageRef) -> bytes | OSError:
         """The bytes of a picture, or the reason why they cannot be had.

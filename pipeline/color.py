@@ -34,6 +34,10 @@ def _srgb_to_linear(srgb: np.ndarray) -> np.ndarray:
 _LINEAR_OF_LEVEL = _srgb_to_linear(np.arange(256) / 255.0).astype(np.float32)
 _RGB_TO_RELATIVE_XYZ = (_RGB_TO_XYZ / _WHITE_D65[:, None]).astype(np.float32)
 _F_TO_LAB = np.array([[0, 116, 0, -16], [500, -500, 0, 0], [0, 200, -200, 0]], np.float32)  # the last column is added
+_L_SCALE, _AB_SCALE = 50.0, 128.0
+_F_TO_NORMALIZED = (_F_TO_LAB / [[_L_SCALE], [_AB_SCALE], [_AB_SCALE]] - [[0, 0, 0, 1], [0] * 4, [0] * 4]).astype(
+    np.float32
+)
 
 
 def _relative_xyz(rgb: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -44,8 +48,8 @@ def _relative_xyz(rgb: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 def _f(t: np.ndarray) -> np.ndarray:
     """The CIE function: a cube root with a straight line near black."""
-    f, dark = np.cbrt(t), t <= _EPSILON
-    f[dark] = _SLOPE * t[dark] + _OFFSET  # of few pixels: half the time of `np.where`
+    f = np.cbrt(t)
+    np.copyto(f, cv2.addWeighted(t, _SLOPE, t, 0, _OFFSET), where=t <= _EPSILON)  # 20 % faster than `np.where`
     return f
 
 
@@ -71,6 +75,25 @@ def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
     return cv2.transform(f, _F_TO_LAB).reshape(rgb.shape)
 
 
+def rgb_to_normalized(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Converts sRGB to what `normalize_l` and `normalize_ab` make of L*a*b*, in one go.
+
+    Args:
+        rgb: uint8 [height, width, 3].
+
+    Returns:
+        float32 [height, width, 1], L, and [height, width, 2], a and b; in [-1, 1].
+
+    Raises:
+        ValueError: another dtype or another number of channels.
+    """
+    _check_rgb(rgb)
+    f = _f(_relative_xyz(rgb, _RGB_TO_RELATIVE_XYZ))
+    # Plane by plane: OpenCV takes ten times as long for two channels of three.
+    lightness, a, b = (cv2.transform(f, row[None]) for row in _F_TO_NORMALIZED)
+    return lightness.reshape(*rgb.shape[:-1], 1), cv2.merge([a, b]).reshape(*rgb.shape[:-1], 2)
+
+
 def rgb_to_l(rgb: np.ndarray) -> np.ndarray:
     """The first channel of `rgb_to_lab` at half its cost.
 
@@ -83,9 +106,21 @@ def rgb_to_l(rgb: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: another dtype or another number of channels.
     """
+    return _lightness(rgb, _F_TO_LAB)
+
+
+def rgb_to_normalized_l(rgb: np.ndarray) -> np.ndarray:
+    """The first result of `rgb_to_normalized` at half its cost, without its last axis."""
+    return _lightness(rgb, _F_TO_NORMALIZED)
+
+
+def _lightness(rgb: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     _check_rgb(rgb)
     f = _f(_relative_xyz(rgb, _RGB_TO_RELATIVE_XYZ[1:2]))
-    return (116.0 * f - 16.0).reshape(rgb.shape[:-1])
+    _, scale, _, offset = matrix[0]
+    f *= scale
+    f += offset
+    return f.reshape(rgb.shape[:-1])
 
 
 def lab_to_rgb(lab: np.ndarray) -> np.ndarray:
@@ -114,19 +149,19 @@ def lab_to_rgb(lab: np.ndarray) -> np.ndarray:
 
 def normalize_l(lightness: np.ndarray) -> np.ndarray:
     """L in [0, 100] to [-1, 1]; any shape, dtype kept."""
-    return lightness / 50.0 - 1.0
+    return lightness / _L_SCALE - 1.0
 
 
 def denormalize_l(normalized: np.ndarray) -> np.ndarray:
     """[-1, 1] to L in [0, 100]; any shape, dtype kept. Works on tensors as well."""
-    return (normalized + 1.0) * 50.0
+    return (normalized + 1.0) * _L_SCALE
 
 
 def normalize_ab(ab: np.ndarray) -> np.ndarray:
     """a, b in [-128, 128] to [-1, 1]; any shape, dtype kept."""
-    return ab / 128.0
+    return ab / _AB_SCALE
 
 
 def denormalize_ab(normalized: np.ndarray) -> np.ndarray:
     """[-1, 1] to a, b in [-128, 128]; any shape, dtype kept. Works on tensors as well."""
-    return normalized * 128.0
+    return normalized * _AB_SCALE

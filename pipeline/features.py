@@ -9,6 +9,7 @@ import re
 import numpy as np
 
 from pipeline import example_pb2
+from pipeline.example import serialize
 
 VIEWS = 2  # the picture, and its mirror image
 _SUFFIX = ".features.tfrecord"
@@ -27,10 +28,7 @@ def is_sidecar_name(name: str) -> bool:
 
 def encode(key: str, features: np.ndarray) -> bytes:
     """Serializes the features of an example: float32 [2, classes], of the picture and of its mirror image."""
-    message = example_pb2.Example()
-    message.features.feature["key"].bytes_list.value.append(key.encode())
-    message.features.feature["features"].bytes_list.value.append(features.astype(_DTYPE).tobytes())
-    return message.SerializeToString(deterministic=True)
+    return serialize({"key": key.encode(), "features": features.astype(_DTYPE).tobytes()})
 
 
 def decode(record: bytes, classes: int) -> tuple[str, np.ndarray]:

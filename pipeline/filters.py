@@ -8,7 +8,6 @@ The report found that dark and colorless pictures spoil training. The defaults i
 import dataclasses
 import math
 
-import cv2
 import numpy as np
 
 from pipeline import color
@@ -65,7 +64,7 @@ class Filters:
         Raises:
             RejectedImage: grayscale, too dark, or with too little color.
         """
-        chroma = float(color.denormalize_ab(cv2.magnitude(*cv2.split(ab)).mean()))
+        chroma = float(color.denormalize_ab(np.abs(ab.view(np.complex64)).mean()))  # of a + bi
         if self.reject_grayscale and chroma < _GRAYSCALE_CHROMA:
             raise RejectedImage(Reason.GRAYSCALE, f"mean chroma {chroma:.2f}, no color below {_GRAYSCALE_CHROMA}")
         mean_lightness = float(color.denormalize_l(lightness.mean()))

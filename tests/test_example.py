@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline import example, tensors
+from pipeline import example, example_pb2, tensors
 from pipeline.errors import UserError
 from pipeline.example import Example
 
@@ -96,3 +96,14 @@ def test_a_record_of_another_layout_is_refused():
 def test_unknown_layout_is_one_line():
     with pytest.raises(UserError, match="layout 'fulll' is unknown; choose one of full, compact"):
         example.layout("fulll")
+
+
+@given(
+    st.dictionaries(st.text(min_size=1, max_size=200), st.binary(max_size=300), max_size=6), st.integers(0, 3_000_000)
+)
+def test_bytes_are_those_of_protobuf(features, length):
+    features["long"] = bytes(length)
+    message = example_pb2.Example()
+    for name, value in features.items():
+        message.features.feature[name].bytes_list.value.append(value)
+    assert example.serialize(features) == message.SerializeToString(deterministic=True)
