@@ -22,6 +22,7 @@ demo: setup
 		--source=places365:$(DEMO)/archives/val_256.tar --source=imagenet:$(DEMO)/archives/ILSVRC2012_img_train.tar
 	$(RUN) pipeline.verify --data=$(DEMO)/data
 	$(RUN) pipeline.inspect --data=$(DEMO)/data --output=$(DEMO)/sheet.png
+	$(RUN) beam_jobs.embed --config=configs/demo.py --data=$(DEMO)/data
 	$(RUN) trainer.train --config=configs/demo.py --data=$(DEMO)/data --workdir=$(DEMO)/run --virtual_replicas=2
 	$(RUN) trainer.colorize --workdir=$(DEMO)/run --output=$(DEMO)/colorized $(DEMO)/held_out/*.png
 	$(RUN) tools.sheet --truth=$(DEMO)/held_out --colorized=$(DEMO)/colorized --output=$(DEMO)/colorized/sheet.png
@@ -34,7 +35,7 @@ demo: setup
 test: setup
 	$(RUN) pytest tests
 
-# What takes minutes: a job killed twenty times.
+# What takes minutes: a job killed twenty times, mutated pictures, the memory of 200,000 of them.
 test-slow: setup
 	$(RUN) pytest tests -m slow
 

@@ -52,3 +52,8 @@ def pack(refs: Iterable[ImageRef], partition: Partition) -> Iterator[Placed]:
 def unpack(block: Block) -> list[ImageRef]:
     """The references of a block, in the order in which they were packed."""
     return _decode(zlib.decompress(block.data))
+
+
+def shuffled_bytes(placed: Placed) -> int:
+    """The bytes that cross the shuffle, as Beam encodes them."""
+    return len(registry.get_coder(Placed).encode(placed))

@@ -9,7 +9,6 @@ import heapq
 import time
 from collections.abc import Iterator, Sequence
 
-from apache_beam.coders import registry
 from tqdm import tqdm
 
 from beam_jobs import blocks, shard_writer, sources
@@ -83,11 +82,10 @@ def make_plan(inputs: Sequence[Source], spec: DatasetSpec) -> Plan:
     source_bytes = 0
     sample: list[tuple[int, str, ImageRef]] = []  # those of the lowest ranks, which is a choice by hash
     shuffled = 0
-    coder = registry.get_coder(Placed)
     for placed in _listed(inputs, spec):
         (split, _), block = placed
         listed[split, block.source] += block.pictures
-        shuffled += len(coder.encode(placed))
+        shuffled += blocks.shuffled_bytes(placed)
         for ref in blocks.unpack(block):
             source_bytes += ref.length
             entry = (-spec.partition.place(ref.key).rank, ref.key, ref)

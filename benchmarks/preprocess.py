@@ -6,8 +6,11 @@
 |---------------|---------------------------------------------------------------------------------------------|
 | floor         | decodes and resizes twice, to 224 and 299, in a plain loop                                  |
 | conversion    | from the bytes of a file to the bytes of a record, in a plain loop                          |
+| write         | as many bytes as the job's shards have, written in a plain loop                             |
 | job, 1 core   | `beam_jobs.preprocess`, from a tar in ImageNet's layout to a dataset                        |
 | job, all      | the same on all cores                                                                       |
+| compact, 1    | the job on one core in the compact layout, which has a quarter of the bytes                 |
+| compact, all  | the same on all cores                                                                       |
 | usual shards  | the same conversion, written by `beam.io.WriteToTFRecord` with a fixed number of shards     |
 | usual Lab     | the job, but for scikit-image's `resize` and `rgb2lab`                                      |
 
@@ -16,6 +19,7 @@ process and of the ones that it started, without the start of Python. The usual 
 first keeps all tensors in memory, and the second is slow.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -34,8 +38,10 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from beam_jobs import preprocess, runner, shard_writer
+from beam_jobs import blocks, preprocess, runner, shard_writer
 from beam_jobs.sources import list_pictures, parse_source
+from beam_jobs.spec import DatasetSpec
+from configs import koalarization
 from pipeline import cli, example, image, tensors
 from pipeline.errors import UserError
 from pipeline.image import ResizeMode
@@ -75,7 +81,20 @@ def compare(folder: Path | None, repetitions: int) -> None:
             for way in _WAYS:
                 _LOGGER.info("repetition %d of %d: %s", repetition + 1, repetitions, way)
                 runs[way].append(_run_alone(way, few if way in _USUAL else many))
-    _print_table(runs, len(pictures), sum(map(len, pictures)), repetitions)
+        shuffled = _shuffled(many)
+    _print_table(runs, len(pictures), sum(map(len, pictures)), repetitions, shuffled)
+
+
+def _shuffled(archive: Path) -> dict[str, float]:
+    """Bytes that cross the shuffle for a picture: of its reference in the job, of all of it in the usual way."""
+    config = koalarization.get_config()
+    config.dataset.train_shards = _SHARDS
+    partition = DatasetSpec.from_config(config).partition
+    placed = list(blocks.pack(list_pictures(parse_source(f"imagenet:{archive}")), partition))
+    job = sum(map(blocks.shuffled_bytes, placed)) / sum(block.pictures for _, block in placed)
+    some = list(itertools.islice(_pictures(archive), 50))
+    usual = statistics.mean(len(data) + len(_record((key, data))) for key, data in some)
+    return {way: usual if way == "usual shards" else job for way in _WAYS if way not in _LOOPS}
 
 
 def _pack(archive: Path, pictures: Sequence[bytes]) -> None:
@@ -142,11 +161,20 @@ def _conversion(archive: Path, output: Path) -> None:
         _record(picture)
 
 
-def _job(archive: Path, output: Path, workers: int = 0) -> None:
+def _write(archive: Path, output: Path) -> None:
+    count = sum(1 for _ in list_pictures(parse_source(f"imagenet:{archive}")))
+    record = _record(next(_pictures(archive)))
+    for shard in range(_SHARDS):
+        with open(output / str(shard), "wb") as file:
+            for _ in range(shard, count, _SHARDS):
+                file.write(record)
+
+
+def _job(archive: Path, output: Path, workers: int = 0, layout: str = "full") -> None:
     argv = [
         "preprocess", "--config=configs/koalarization.py", f"--config.dataset.train_shards={_SHARDS}",
         "--config.dataset.validation_shards=2", f"--source=imagenet:{archive}", f"--output={output}",
-        f"--direct_num_workers={workers}",
+        f"--direct_num_workers={workers}", f"--config.dataset.layout={layout}",
     ]  # fmt: skip
     preprocess.main(argv)
 
@@ -185,28 +213,34 @@ def _usual_lab(archive: Path, output: Path) -> None:
 _WAYS: dict[str, Callable[[Path, Path], None]] = {
     "floor": _floor,
     "conversion": _conversion,
+    "write": _write,
     "job, 1 core": lambda archive, output: _job(archive, output, workers=1),
     "job, all": _job,
+    "compact, 1": lambda archive, output: _job(archive, output, workers=1, layout="compact"),
+    "compact, all": lambda archive, output: _job(archive, output, layout="compact"),
     "usual shards": _usual_shards,
     "usual Lab": _usual_lab,
 }
 
 
+_LOOPS = ("floor", "conversion", "write")
 _USUAL = ("usual shards", "usual Lab")
 
 
-def _print_table(runs: dict[str, list[dict[str, float]]], count: int, size: int, repetitions: int) -> None:
+def _print_table(
+    runs: dict[str, list[dict[str, float]]], count: int, size: int, repetitions: int, shuffled: dict[str, float]
+) -> None:
     median = {way: {name: statistics.median(run[name] for run in own) for name in own[0]} for way, own in runs.items()}
     pictures = {way: count if way in _USUAL else count * _COPIES for way in runs}
     cpu = {way: own["cpu"] / pictures[way] for way, own in median.items()}
     print(
         f"{count} JPEGs, {size / count / 1e3:.0f} kB each; {os.cpu_count()} cores; medians of {repetitions}\n\n"
-        "| way | CPU ms per picture | of the floor | images/s | peak MB |\n|---|---|---|---|---|"
+        "| way | CPU ms per picture | of the floor | images/s | peak MB | bytes shuffled |\n|---|---|---|---|---|---|"
     )
     for way, own in median.items():
         print(
             f"| {way} | {cpu[way] * 1e3:.2f} | {cpu[way] / cpu['floor']:.2f} | {pictures[way] / own['seconds']:.0f} | "
-            f"{own['peak_mb']:.0f} |"
+            f"{own['peak_mb']:.0f} | {f'{shuffled[way]:.0f}' if way in shuffled else ''} |"
         )
 
 
