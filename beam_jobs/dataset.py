@@ -8,7 +8,7 @@ Only references cross the shuffle: a few tens of bytes for a picture, against 0.
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import apache_beam as beam
 import google_crc32c
@@ -18,7 +18,7 @@ from beam_jobs import blocks, index, sources, storage
 from beam_jobs.blocks import Placed
 from beam_jobs.job_folder import JobFolder
 from beam_jobs.shard_writer import ShardReport, ShardSummary, WriteShard
-from beam_jobs.sources import Part, Source
+from beam_jobs.sources import Source
 from beam_jobs.spec import DatasetSpec
 from pipeline import manifest
 from pipeline.errors import UserError
@@ -46,7 +46,8 @@ def write_dataset(
         | "Sources" >> beam.Create(list(inputs))
         | "Divide" >> beam.FlatMap(sources.parts)
         | "SpreadParts" >> beam.Reshuffle()
-        | "ListPictures" >> beam.FlatMap(_list_part, JobFolder(output).index, spec).with_output_types(Placed)
+        | "ListPictures" >> beam.FlatMap(index.list_part, JobFolder(output).index)
+        | "Pack" >> beam.ParDo(blocks.Pack(spec.partition)).with_output_types(Placed)
     )
     listed = placed | beam.Map(_count) | "CountListed" >> beam.CombinePerKey(sum)
     # A shard to which no picture falls is written all the same, empty: the names promise a number of files.
@@ -60,10 +61,6 @@ def write_dataset(
         | beam.combiners.ToList()
         | "WriteManifest" >> beam.Map(_write_manifest, beam.pvalue.AsDict(listed), output, spec, max_reject_fraction)
     )
-
-
-def _list_part(part: Part, index_folder: str, spec: DatasetSpec) -> Iterator[Placed]:
-    return blocks.pack(index.list_part(part, index_folder), spec.partition)
 
 
 def _count(placed: Placed) -> tuple[tuple[str, str], int]:
@@ -88,15 +85,13 @@ def _write_manifest(
     )
     _check_result(result, output, max_reject_fraction)
     result = dataclasses.replace(result, features=_features(result, output))
-    with storage.create(FileSystems.join(output, manifest.FILE_NAME)) as file:
-        file.write(result.to_json().encode())
+    storage.write_manifest(output, result)
 
 
 def _features(result: Manifest, output: str) -> FeaturesInfo | None:
     """Those of the shards that stood there before, if they are the same shards."""
-    path = FileSystems.join(output, manifest.FILE_NAME)
     try:
-        before = Manifest.from_json(storage.read_text(path), path)
+        before = storage.read_manifest(output)
     except (OSError, UserError):
         return None
     return before.features if before.splits == result.splits else None

@@ -6,11 +6,11 @@ Beside each shard a sidecar is written with the extractor's scores of every exam
 dataset.json says which extractor made them. The trainer then reads these in place of the picture at 299.
 
 The extractor is the one that --config.model names. Its weights must be at hand wherever a worker runs: a file of that
-path, or Keras's download. A job that was killed goes on when the same command is given again. Beam's own options follow
-as they are, as --direct_num_workers=4; without --runner the job uses all cores, and the GPU, of this machine.
+path (absolute, for workers elsewhere), or Keras's download. The same kind of device gives the same bytes. A job that
+was killed goes on when the same command is given again. Beam's own options follow as they are, as
+--direct_num_workers=4; without --runner the job uses all cores, and the GPU, of this machine.
 """
 
-import dataclasses
 import logging
 import sys
 import time
@@ -24,10 +24,10 @@ from ml_collections import ConfigDict
 
 from beam_jobs import runner, storage
 from beam_jobs.job_folder import JobFolder
-from beam_jobs.sidecar_writer import ExtractorHandler, FindMissing, WriteSidecar, other_extractor
-from pipeline import cli, features, manifest
-from pipeline.errors import UserError
-from pipeline.manifest import FeaturesInfo, Manifest, ShardInfo
+from beam_jobs.sidecar_writer import ExtractorHandler, FindMissing, WriteSidecar, configure_devices, register
+from pipeline import cli, features
+from pipeline.errors import UserError, one_line
+from pipeline.manifest import Manifest
 from trainer import models
 
 _LOGGER = logging.getLogger("beam_jobs.embed")
@@ -64,37 +64,40 @@ def embed(directory: str, config: ConfigDict, options: runner.PipelineOptions, o
             had, or another job at work there.
     """
     start = time.monotonic()
-    path = FileSystems.join(directory, manifest.FILE_NAME)
+    _read(directory)  # before an extractor is built, and before anything is written there
+    configure_devices(config.deterministic)
     extractor = models.create_extractor(config.model, config.seed)
     fingerprint, classes = extractor.fingerprint, extractor.classes
     del extractor  # the workers build their own
-    _read(path)  # before anything is written there
     with JobFolder(directory).claimed():
-        found = _read(path)
-        if found.features is not None and found.features.extractor != fingerprint:
-            if not overwrite:
-                raise other_extractor(directory, found.features.extractor, fingerprint)
-            found = dataclasses.replace(found, features=None)
-            _write(found, path)  # which must not name what is now replaced
+        found = _read(directory)
+        if found.features is not None and found.features.extractor != fingerprint and not overwrite:
+            raise UserError(
+                f"{directory} has features of extractor {found.features.extractor}, the configuration names "
+                f"{fingerprint}; set --config.model and --config.seed as they were, or replace them with --overwrite"
+            )
         shards = [info for split in found.splits.values() for info in split.shards]
-        names = {features.sidecar_name(info.name) for info in shards}
+        names = {features.sidecar_name(info.name, fingerprint) for info in shards}
 
         def build(pipeline: beam.Pipeline) -> None:
             divided = (
                 pipeline
                 | beam.Create(shards)
                 | beam.Reshuffle()
-                | beam.ParDo(FindMissing(directory, fingerprint, overwrite)).with_outputs(
-                    FindMissing.WHOLE, main="missing"
-                )
+                | beam.ParDo(FindMissing(directory, fingerprint)).with_outputs(FindMissing.WHOLE, main="missing")
             )
             handler = ExtractorHandler(directory, found.layout, config, fingerprint)
             made = divided.missing | RunInference(handler) | beam.ParDo(WriteSidecar(directory, fingerprint))
             infos = (made, divided[FindMissing.WHOLE]) | beam.Flatten() | beam.combiners.ToList()
-            infos | "WriteManifest" >> beam.Map(_register, found, fingerprint, classes, path)
+            infos | "WriteManifest" >> beam.Map(register, found, fingerprint, classes, directory)
 
-        runner.run(build, options, progress=lambda: len(storage.names(directory) & names), total=len(names))
-        result = _read(path)
+        runner.run(
+            build, options, progress=lambda: len(storage.names(directory) & names), total=len(names), title="embed"
+        )
+        for name in storage.names(directory):
+            if features.is_sidecar_name(name) and name not in names:  # which dataset.json no longer names
+                storage.delete(FileSystems.join(directory, name))
+        result = _read(directory)
     seconds = time.monotonic() - start
     _LOGGER.info(
         "%s: features of %d examples, of extractor %s; %.1f images/s in %.0f s",
@@ -103,25 +106,11 @@ def embed(directory: str, config: ConfigDict, options: runner.PipelineOptions, o
     return result
 
 
-def _read(path: str) -> Manifest:
+def _read(directory: str) -> Manifest:
     try:
-        return Manifest.from_json(storage.read_text(path), path)
+        return storage.read_manifest(directory)
     except OSError as error:
-        raise UserError(f"{path} cannot be read; --data names no dataset") from error
-
-
-def _write(described: Manifest, path: str) -> None:
-    with storage.create(path) as file:
-        file.write(described.to_json().encode())
-
-
-def _register(infos: Sequence[ShardInfo], found: Manifest, fingerprint: str, classes: int, path: str) -> None:
-    by_name = {info.name: info for info in infos}
-    shards = {
-        split: tuple(by_name[features.sidecar_name(info.name)] for info in own.shards)
-        for split, own in found.splits.items()
-    }
-    _write(dataclasses.replace(found, features=FeaturesInfo(fingerprint, classes, shards)), path)
+        raise UserError(f"--data={directory} is no dataset: {one_line(error)}") from error
 
 
 if __name__ == "__main__":

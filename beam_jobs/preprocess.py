@@ -25,7 +25,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from apache_beam.io.filesystems import FileSystems
 
 from beam_jobs import dataset, plan, runner, sources, storage
 from beam_jobs.job_folder import JobFolder
@@ -115,9 +114,9 @@ def preprocess(
             options,
             progress=lambda: len(storage.names(output) & names),
             total=len(names),
+            title="preprocess",
         )
-    path = FileSystems.join(output, manifest.FILE_NAME)
-    result = Manifest.from_json(storage.read_text(path), path)
+    result = storage.read_manifest(output)
     _report(result, output, time.monotonic() - start)
     return result
 

@@ -30,7 +30,7 @@ _DEFAULTS = (
 )
 # These ask a job server which options it has.
 _RUNNERS_WITH_OPTIONS_OF_THEIR_OWN = ("FlinkRunner", "PortableRunner", "PrismRunner", "SparkRunner")
-_EMBEDDED = ("DirectRunner", "FnApiRunner")
+_EMBEDDED = ("FnApiRunner", "SwitchingDirectRunner")
 # Where the workers of an engine run if no --environment_type is given; on this machine, but for these.
 _ENVIRONMENTS = {"DataflowRunner": "DOCKER", "PortableRunner": "DOCKER", "SparkRunner": "DOCKER"}
 _M_ARENA_MAX = -8  # of glibc's malloc.h
@@ -55,9 +55,11 @@ def parse_options(argv: Sequence[str]) -> PipelineOptions:
     options.get_all_options(add_extra_args_fn=inspect, retain_unknown_options=True)
     runner, workers = options.view_as(StandardOptions).runner, options.view_as(DirectOptions).direct_num_workers
     try:
-        create_runner(runner)
+        # Beam takes a name in any case, with or without its ending, or with its module; here it is that of the class.
+        runner = type(create_runner(runner)).__name__
     except (ValueError, ImportError) as error:
         raise UsageError(f"--runner={runner} cannot be used: {one_line(error)}") from error
+    options.view_as(StandardOptions).runner = runner
     if workers < 0:
         raise UsageError(f"--direct_num_workers={workers}; choose a number from 1, or 0 for all cores")
     if unknown and runner not in _RUNNERS_WITH_OPTIONS_OF_THEIR_OWN:
@@ -75,7 +77,7 @@ def check_output(options: PipelineOptions, output: str) -> None:
     environment = options.view_as(PortableOptions).environment_type or _ENVIRONMENTS.get(runner, "LOOPBACK")
     if environment == "DOCKER" and "://" not in output:
         raise UsageError(
-            f"--output={output} is local, but the workers of {runner} run in containers; name a remote directory, or "
+            f"{output} is local, but the workers of {runner} run in containers; name a remote directory, or "
             "workers of this machine with --environment_type=LOOPBACK or EXTERNAL"
         )
 
@@ -85,7 +87,11 @@ def _refuse(message: str) -> NoReturn:
 
 
 def run(
-    build: Callable[[beam.Pipeline], None], options: PipelineOptions, progress: Callable[[], int], total: int
+    build: Callable[[beam.Pipeline], None],
+    options: PipelineOptions,
+    progress: Callable[[], int],
+    total: int,
+    title: str,
 ) -> None:
     """Builds and runs a pipeline to its end.
 
@@ -94,12 +100,13 @@ def run(
         options: from `parse_options`.
         progress: counts the finished shards; called now and then from another thread.
         total: how many there will be.
+        title: of the progress bar.
 
     Raises:
         UserError: raised in a worker, or the job did not succeed.
     """
     _limit_arenas()
-    with _quiet(), _progress_bar(progress, total):
+    with _quiet(), _progress_bar(progress, total, title):
         try:
             pipeline = beam.Pipeline(_create_engine(options), options)
             build(pipeline)
@@ -146,10 +153,10 @@ def _create_engine(options: PipelineOptions) -> PipelineRunner:
 
 
 @contextlib.contextmanager
-def _progress_bar(progress: Callable[[], int], total: int) -> Iterator[None]:
+def _progress_bar(progress: Callable[[], int], total: int, title: str) -> Iterator[None]:
     """Shows finished shards on a terminal while the block runs."""
     done = threading.Event()
-    with tqdm(total=total, unit="shard", desc="preprocess", disable=None) as bar:
+    with tqdm(total=total, unit="shard", desc=title, disable=None) as bar:
 
         def watch() -> None:
             while not done.wait(_POLL_SECONDS):

@@ -3,6 +3,7 @@
 Source of the features: Baldassarre, Morín and Rodés-Guirao, "Deep Koalarization" (2017), section 3.2.
 """
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,9 +19,11 @@ from beam_jobs import storage
 from beam_jobs.job_folder import JobFolder
 from pipeline import example, features, tfrecord
 from pipeline.errors import UserError, one_line
-from pipeline.manifest import ShardInfo
-from trainer import models
+from pipeline.manifest import FeaturesInfo, Manifest, ShardInfo
+from trainer import models  # before TensorFlow, whose noise it keeps back
 from trainer.models.extractor import Extractor
+
+import tensorflow as tf  # isort: skip
 
 _BATCH = 32  # pictures in memory at a time, 34 MB of them; another size could change the last digits
 
@@ -31,7 +34,6 @@ class SidecarReport:
 
     info: ShardInfo
     shard_crc32c: str
-    extractor: str
 
 
 class ShardFeatures(NamedTuple):
@@ -42,12 +44,17 @@ class ShardFeatures(NamedTuple):
     values: np.ndarray
 
 
-def other_extractor(name: str, found: str, wanted: str) -> UserError:
-    """The error of features that are there, but of another extractor than the configuration names."""
-    return UserError(
-        f"{name} has features of extractor {found}, the configuration names {wanted}; set --config.model and "
-        "--config.seed as they were, or replace those features with --overwrite"
-    )
+def configure_devices(deterministic: bool) -> None:
+    """Prepares this process for the extractor, once.
+
+    Args:
+        deterministic: the same bytes from every run on this kind of device.
+    """
+    for gpu in tf.config.list_physical_devices("GPU"):
+        with contextlib.suppress(RuntimeError):  # it is in use already
+            tf.config.experimental.set_memory_growth(gpu, True)  # other workers share it
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
 
 
 class FindMissing(beam.DoFn):
@@ -55,22 +62,15 @@ class FindMissing(beam.DoFn):
 
     WHOLE = "whole"
 
-    def __init__(self, directory: str, extractor: str, overwrite: bool):
+    def __init__(self, directory: str, extractor: str):
         self._directory = directory
         self._extractor = extractor
-        self._overwrite = overwrite
 
     def process(self, shard: ShardInfo) -> Iterable[ShardInfo | beam.pvalue.TaggedOutput]:
         """Sends a shard one way or the other."""
-        name = features.sidecar_name(shard.name)
+        name = features.sidecar_name(shard.name, self._extractor)
         report = JobFolder(self._directory).read_report(name, SidecarReport)
-        if report is not None and report.extractor != self._extractor and not self._overwrite:
-            raise other_extractor(name, report.extractor, self._extractor)
-        if (
-            report is not None
-            and (report.shard_crc32c, report.extractor) == (shard.crc32c, self._extractor)
-            and storage.holds(self._directory, report.info)
-        ):
+        if report is not None and report.shard_crc32c == shard.crc32c and storage.holds(self._directory, report.info):
             yield beam.pvalue.TaggedOutput(self.WHOLE, report.info)
         else:
             yield shard
@@ -99,6 +99,7 @@ class ExtractorHandler(ModelHandler[ShardInfo, ShardFeatures, Extractor]):
         Raises:
             UserError: the worker has other weights.
         """
+        configure_devices(self._config.deterministic)
         extractor = models.create_extractor(self._config.model, self._config.seed)
         if extractor.fingerprint != self._fingerprint:
             raise UserError(
@@ -123,6 +124,8 @@ class ExtractorHandler(ModelHandler[ShardInfo, ShardFeatures, Extractor]):
         keys: list[str] = []
         values = np.empty((shard.examples, features.VIEWS, model.classes), np.float32)
         path = FileSystems.join(self._directory, shard.name)
+        if not storage.holds(self._directory, shard):
+            raise UserError(f"shard {path} is missing or damaged: its checksum differs; make the dataset again")
         try:
             with storage.open_binary(path) as file:
                 records = (example.decode(record, layout) for record in tfrecord.read(file))
@@ -132,7 +135,7 @@ class ExtractorHandler(ModelHandler[ShardInfo, ShardFeatures, Extractor]):
                     values[start:end] = model.features(np.stack([each.tensors["l_299"] for each in some]))
             if len(keys) != shard.examples:
                 raise ValueError(f"{len(keys)} examples, {shard.examples} were written")
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise UserError(f"shard {path} is damaged: {one_line(error)}; make the dataset again") from error
         return ShardFeatures(shard, keys, values)
 
@@ -146,12 +149,29 @@ class WriteSidecar(beam.DoFn):
 
     def process(self, found: ShardFeatures) -> Iterable[ShardInfo]:
         """Writes one sidecar under its final name, then its report."""
-        name = features.sidecar_name(found.shard.name)
+        name = features.sidecar_name(found.shard.name, self._extractor)
         with storage.create(FileSystems.join(self._directory, name)) as file:
             writer = tfrecord.Writer(file)
             for key, values in zip(found.keys, found.values, strict=True):
                 writer.write(features.encode(key, values))
         info = ShardInfo(name, writer.bytes, f"{writer.crc32c:08x}", writer.records)
-        JobFolder(self._directory).write_report(name, SidecarReport(info, found.shard.crc32c, self._extractor))
+        JobFolder(self._directory).write_report(name, SidecarReport(info, found.shard.crc32c))
         beam.metrics.Metrics.counter("pictures", "embedded").inc(writer.records)
         yield info
+
+
+def register(infos: Sequence[ShardInfo], found: Manifest, extractor: str, classes: int, directory: str) -> None:
+    """Enters the sidecars of all shards into the manifest.
+
+    Raises:
+        UserError: the dataset is no longer the one that was found when the job began.
+    """
+    current = storage.read_manifest(directory)
+    if current.splits != found.splits:
+        raise UserError(f"{directory} was made anew in the meantime; start the job again")
+    by_name = {info.name: info for info in infos}
+    shards = {
+        split: tuple(by_name[features.sidecar_name(info.name, extractor)] for info in own.shards)
+        for split, own in found.splits.items()
+    }
+    storage.write_manifest(directory, dataclasses.replace(current, features=FeaturesInfo(extractor, classes, shards)))

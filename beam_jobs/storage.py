@@ -12,7 +12,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from pipeline import tfrecord
 from pipeline.errors import UsageError, UserError, one_line
-from pipeline.manifest import FileInfo
+from pipeline.manifest import FILE_NAME, FileInfo, Manifest
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")
 
@@ -50,12 +50,44 @@ def read_text(path: str) -> str:
         OSError: it cannot be read.
     """
     with open_binary(path) as file:
-        return file.read().decode()
+        return file.read().decode(errors="replace")  # a damaged one: for who parses it to say
 
 
 def open_binary(path: str) -> BinaryIO:
-    """Opens a local or remote file for reading, byte for byte."""
-    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    """Opens a local or remote file for reading, byte for byte.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it cannot be opened.
+    """
+    try:
+        return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    except OSError:
+        raise
+    except Exception as error:  # of a client library; those of Cloud Storage have the code of HTTP
+        kind = FileNotFoundError if getattr(error, "code", None) == 404 else OSError
+        raise kind(f"{path}: {one_line(error)}") from error
+
+
+def read_manifest(directory: str) -> Manifest:
+    """Reads the manifest of a dataset, as `manifest.read` does, through Beam's file systems.
+
+    Raises:
+        OSError: it cannot be read.
+        UserError: it cannot be used.
+    """
+    path = FileSystems.join(directory, FILE_NAME)
+    return Manifest.from_json(read_text(path), path)
+
+
+def write_manifest(directory: str, described: Manifest) -> None:
+    """Writes the manifest of a dataset.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with create(FileSystems.join(directory, FILE_NAME)) as file:
+        file.write(described.to_json().encode())
 
 
 def make_directory(path: str) -> None:

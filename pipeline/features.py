@@ -1,7 +1,8 @@
 """Sidecar shards: the extractor's scores of every example of a shard, so that training runs without the extractor.
 
-`train-00003-of-00016.features.tfrecord` stands beside `train-00003-of-00016.tfrecord` and holds a record for each of
-its records, in their order: a `tf.train.Example` of the example's key and its features, raw little-endian float32.
+Beside `train-00003-of-00016.tfrecord` stands `train-00003-of-00016.89abcdef01234567.features`, with the fingerprint of
+the extractor: TFRecords, one for each of the shard's, in their order. Each is a `tf.train.Example` of the example's key
+and its features, raw little-endian float32.
 """
 
 import re
@@ -12,18 +13,18 @@ from pipeline import example_pb2
 from pipeline.example import serialize
 
 VIEWS = 2  # the picture, and its mirror image
-_SUFFIX = ".features.tfrecord"
+_NAME = re.compile(r"-\d{5}-of-\d{5}\.[0-9a-f]{16}\.features$")
 _DTYPE = np.dtype("<f4")
 
 
-def sidecar_name(shard: str) -> str:
-    """The file name of the sidecar of a shard."""
-    return re.sub(r"\.tfrecord$", _SUFFIX, shard)
+def sidecar_name(shard: str, extractor: str) -> str:
+    """The file name of the sidecar that an extractor makes of a shard."""
+    return f"{shard.removesuffix('.tfrecord')}.{extractor}.features"
 
 
 def is_sidecar_name(name: str) -> bool:
     """Whether a file name is one that `sidecar_name` gives."""
-    return name.endswith(_SUFFIX)
+    return _NAME.search(name) is not None
 
 
 def encode(key: str, features: np.ndarray) -> bytes:

@@ -22,7 +22,9 @@ def open_binary(path: str) -> BinaryIO:
     with _os_errors():
         if not tf.io.gfile.exists(path):
             raise FileNotFoundError(f"{path} does not exist")
-        return tf.io.gfile.GFile(path, "rb")
+        file = tf.io.gfile.GFile(path, "rb")
+        file.read(0)  # opens it
+        return file
 
 
 def names(directory: str) -> list[str]:
@@ -65,10 +67,15 @@ def _write(temporary: str, path: str, content: bytes) -> None:
         return
     import tensorflow as tf
 
-    with _os_errors():
-        with tf.io.gfile.GFile(temporary, "wb") as remote:
-            remote.write(content)
-        tf.io.gfile.rename(temporary, path, overwrite=True)
+    try:
+        with _os_errors():
+            with tf.io.gfile.GFile(temporary, "wb") as remote:
+                remote.write(content)
+            tf.io.gfile.rename(temporary, path, overwrite=True)
+    except BaseException:
+        with contextlib.suppress(tf.errors.OpError):
+            tf.io.gfile.remove(temporary)
+        raise
 
 
 @contextlib.contextmanager

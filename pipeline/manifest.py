@@ -203,7 +203,9 @@ def _check(manifest: Manifest, path: str) -> None:
             )
     if manifest.features is not None:
         expected = {
-            split: [(features.sidecar_name(info.name), info.examples) for info in own.shards]
+            split: [
+                (features.sidecar_name(info.name, manifest.features.extractor), info.examples) for info in own.shards
+            ]
             for split, own in manifest.splits.items()
         }
         found = {split: [(info.name, info.examples) for info in own] for split, own in manifest.features.shards.items()}

@@ -5,7 +5,7 @@ hashes by which the dataset was dealt.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -47,16 +47,14 @@ class Dataset:
         Raises:
             UserError: a shard is missing or of another size than the manifest says.
         """
-        for shard in self._shards():
+        for shard, advice in self._shards():
             path = self._path(shard)
             try:
                 size = tf.io.gfile.stat(path).length
             except tf.errors.NotFoundError as error:
-                raise UserError(f"shard {path} is missing; make the dataset again") from error
+                raise UserError(f"shard {path} is missing; {advice}") from error
             if size != shard.bytes:
-                raise UserError(
-                    f"shard {path} is damaged: {size} bytes, {shard.bytes} were written; make the dataset again"
-                )
+                raise UserError(f"shard {path} is damaged: {size} bytes, {shard.bytes} were written; {advice}")
 
     def check_contents(self) -> None:
         """Reads every shard and compares its checksum, to name the one that stopped a program.
@@ -64,19 +62,19 @@ class Dataset:
         Raises:
             UserError: a shard differs from what was written.
         """
-        for shard in self._shards():
+        for shard, advice in self._shards():
             path = self._path(shard)
             with tf.io.gfile.GFile(path, "rb") as file:
                 found = f"{tfrecord.checksum(file):08x}"
             if found != shard.crc32c:
-                raise UserError(
-                    f"shard {path} is damaged: checksum {found}, {shard.crc32c} was written; make the dataset again"
-                )
+                raise UserError(f"shard {path} is damaged: checksum {found}, {shard.crc32c} was written; {advice}")
 
-    def _shards(self) -> list[ShardInfo]:
-        shards = [shard for split in self.manifest.splits.values() for shard in split.shards]
-        sidecars = self.manifest.features.shards if self.manifest.features else {}
-        return [*shards, *(sidecar for split in sidecars.values() for sidecar in split)]
+    def _shards(self) -> Iterator[tuple[ShardInfo, str]]:
+        """All files of the dataset, and what to do if one is no good."""
+        for split in self.manifest.splits.values():
+            yield from ((shard, "make the dataset again") for shard in split.shards)
+        for sidecars in self.manifest.features.shards.values() if self.manifest.features else ():
+            yield from ((sidecar, "run beam_jobs.embed again") for sidecar in sidecars)
 
 
 def open_dataset(directory: str) -> Dataset:
@@ -128,7 +126,7 @@ def train_batches(
         UserError: the split has fewer examples than a batch.
     """
     steps = steps_per_epoch(dataset, batch_size)
-    files = np.array(_files(dataset, TRAIN, features))
+    files = np.array(_files(dataset, TRAIN, features))  # (shards, 1 or 2)
     parse = _parser(dataset, features)
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -171,7 +169,7 @@ def validation_batches(dataset: Dataset, batch_size: int, features: bool = False
     Returns:
         Batches as those of `train_batches`, and `weight` [B], float32: 1 for an example, 0 for filling.
     """
-    files = tf.constant(_files(dataset, VALIDATION, features), tf.string)
+    files = tf.reshape(tf.constant(_files(dataset, VALIDATION, features), tf.string), (-1, 1 + features))
     parse = _parser(dataset, features)
     batches = _read(tf.data.Dataset.from_tensor_slices(files), len(files)).batch(batch_size)
     batches = batches.map(lambda *records: _fill(records, batch_size))

@@ -137,7 +137,7 @@ def _verify_shard(job: _Job) -> dict[str, int]:
 def _verify_sidecar(job: _Job, info: ShardInfo, keys: Sequence[str]) -> None:
     """Verifies that a sidecar holds the features of the examples of these keys, in their order."""
     offset = count = 0
-    with _opened(job.directory, info) as file:
+    with _opened(job.directory, info, "run beam_jobs.embed again") as file:
         try:
             for record in tfrecord.read(file):
                 key, _ = features.decode(record, job.classes)
@@ -148,8 +148,8 @@ def _verify_sidecar(job: _Job, info: ShardInfo, keys: Sequence[str]) -> None:
                 raise ValueError(f"ends after {count} of {len(keys)} records")
         except ValueError as error:
             raise UserError(
-                f"{job.directory}/{info.name} is damaged, record {count} at byte {offset}: {one_line(error)}; delete "
-                "it and run beam_jobs.embed again"
+                f"{job.directory}/{info.name} is damaged, record {count} at byte {offset}: {one_line(error)}; "
+                "run beam_jobs.embed again"
             ) from error
 
 
@@ -202,7 +202,7 @@ def _check_place(key: str, job: _Job, last: tuple[int, str] | None) -> tuple[int
 
 
 @contextlib.contextmanager
-def _opened(directory: str, info: FileInfo) -> Iterator[BinaryIO]:
+def _opened(directory: str, info: FileInfo, advice: str = "make the dataset again") -> Iterator[BinaryIO]:
     """Opens a file, and looks when the block has read it whether it is what was written."""
     path = os.path.join(directory, info.name)
     try:
@@ -211,11 +211,11 @@ def _opened(directory: str, info: FileInfo) -> Iterator[BinaryIO]:
             file.seek(0)
             crc, size = tfrecord.checksum(file), file.tell()
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {one_line(error)}; make the dataset again") from error
+        raise UserError(f"{path} cannot be read: {one_line(error)}; {advice}") from error
     if (size, f"{crc:08x}") != (info.bytes, info.crc32c):
         raise UserError(
             f"{path} is damaged: {size} bytes with checksum {crc:08x}, {info.bytes} with {info.crc32c} were written; "
-            "make the dataset again"
+            f"{advice}"
         )
 
 

@@ -29,7 +29,7 @@ def test_features_are_finite():
 
 
 def test_a_sidecar_has_the_name_of_its_shard():
-    name = features.sidecar_name("train-00003-of-00016.tfrecord")
-    assert name == "train-00003-of-00016.features.tfrecord"
+    name = features.sidecar_name("train-00003-of-00016.tfrecord", "89abcdef01234567")
+    assert name == "train-00003-of-00016.89abcdef01234567.features"
     assert features.is_sidecar_name(name)
     assert not features.is_sidecar_name("train-00003-of-00016.tfrecord")

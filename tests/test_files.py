@@ -24,6 +24,14 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
     assert [each.read_bytes() for each in tmp_path.iterdir()] == [b"first"]
 
 
+def test_a_remote_failure_leaves_nothing_behind(tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    with pytest.raises(UserError, match="taken cannot be written"):
+        files.write(f"file://{tmp_path}/taken", b"")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
 def test_failures_are_errors_of_users(tmp_path):
     with pytest.raises(UserError, match="absent/file cannot be written"):
         files.write(f"{tmp_path}/absent/file", b"")

@@ -108,6 +108,12 @@ class ServerError(Exception):
     """Of the kind that client libraries have; none is an OSError."""
 
 
+class NotFound(Exception):
+    """As Cloud Storage's."""
+
+    code = 404
+
+
 @pytest.mark.parametrize("error", [OSError("connection reset"), ServerError("503")])
 def test_a_remote_read_that_fails_is_tried_again(error, file, delays):
     Remote.failures[:] = [error] * 3
@@ -120,11 +126,13 @@ def test_a_remote_read_that_fails_is_tried_again(error, file, delays):
 def test_a_remote_store_that_is_down_says_nothing_of_the_picture(file, delays):
     """The engine tries the whole bundle again, or the job fails: no picture is rejected."""
     Remote.failures[:] = [ServerError("503")] * 100
-    with pytest.raises(UserError, match="remote://.*/file cannot be read, 5 times in a row: 503; start the job again"):
+    with pytest.raises(UserError, match="/file cannot be read, 5 times in a row: .*: 503; start the job again"):
         list(read_ahead([ref(f"remote://{file}", 10, 20)]))
 
 
 def test_a_remote_picture_that_is_gone_is_not_waited_for(delays):
-    ((_, error),) = read_ahead([ref("remote:///absent", 0, 1)])
-    assert isinstance(error, FileNotFoundError)
+    for failures in ([], [NotFound("404 GET")]):
+        Remote.failures[:] = failures
+        ((_, error),) = read_ahead([ref("remote:///absent", 0, 1)])
+        assert isinstance(error, FileNotFoundError)
     assert not delays

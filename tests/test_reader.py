@@ -165,3 +165,8 @@ class TestRefuses:
             list(train(dataset))
         with pytest.raises(UserError, match="train-00002-of-00007.tfrecord is damaged: checksum"):
             dataset.check_contents()
+
+
+def test_an_empty_split_has_no_batches(make_dataset, tmp_path):
+    folder = make_dataset(tmp_path / "out", "--config.dataset.validation_fraction=0")
+    assert list(reader.validation_batches(reader.open_dataset(str(folder)), 4)) == []

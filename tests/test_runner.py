@@ -31,7 +31,7 @@ def run(function):
     def build(pipeline):
         pipeline | beam.Create([1]) | beam.Map(function)
 
-    runner.run(build, runner.parse_options([]), progress=lambda: 0, total=1)
+    runner.run(build, runner.parse_options([]), progress=lambda: 0, total=1, title="test")
 
 
 def test_no_element_is_lost_in_a_step_that_yields_for_seconds(tmp_path):
@@ -51,7 +51,7 @@ def test_no_element_is_lost_in_a_step_that_yields_for_seconds(tmp_path):
         sizes = emitted | beam.GroupByKey() | beam.MapTuple(lambda _, blocks: len(list(blocks)))
         sizes | beam.CombineGlobally(sum) | beam.Map(lambda total: count.write_text(str(total)))
 
-    runner.run(build, runner.parse_options([]), progress=lambda: 0, total=1)
+    runner.run(build, runner.parse_options([]), progress=lambda: 0, total=1, title="test")
     assert count.read_text() == (tmp_path / "emitted").read_text()
 
 
@@ -60,6 +60,17 @@ def test_default_is_the_embedded_runner_on_all_cores():
     assert options.view_as(StandardOptions).runner == "FnApiRunner"
     assert options.view_as(DirectOptions).direct_num_workers == 0  # all
     assert options.view_as(DirectOptions).direct_running_mode == "multi_threading"
+
+
+@pytest.mark.parametrize("name", ["FnApiRunner", "fnapirunner", "FnApi", "DirectRunner", "direct"])
+def test_the_embedded_engine_has_many_names(name):
+    options = runner.parse_options([f"--runner={name}"])
+    assert type(runner._create_engine(options)) is runner._EmbeddedRunner
+
+
+def test_output_is_checked_whatever_the_case_of_the_runner():
+    with pytest.raises(UsageError, match="/data is local, but the workers of PortableRunner run in containers"):
+        runner.check_output(runner.parse_options(["--runner=portablerunner"]), "/data")
 
 
 def test_beam_s_options_are_taken_as_they_are():
@@ -104,7 +115,7 @@ def test_local_output_and_workers_in_containers(argv, refused):
     options = runner.parse_options(argv)
     runner.check_output(options, "gs://bucket/data")
     if refused:
-        with pytest.raises(UsageError, match="--output=/x is local, but the workers of .* run in containers"):
+        with pytest.raises(UsageError, match="/x is local, but the workers of .* run in containers"):
             runner.check_output(options, "/x")
     else:
         runner.check_output(options, "/x")

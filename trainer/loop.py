@@ -76,9 +76,13 @@ def train_and_evaluate(
             run.validate()
             run.show_panel()
             checkpoints.save(state.step, state.model.network, state.optimizer, config.kept_checkpoints)
-    except (tf.errors.DataLossError, tf.errors.NotFoundError, StopIteration) as error:
+    except (
+        tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.InvalidArgumentError, StopIteration
+    ) as error:  # fmt: skip
         dataset.check_sizes()
         dataset.check_contents()
+        if isinstance(error, tf.errors.InvalidArgumentError):  # the dataset is whole: it is not to blame
+            raise
         raise UserError(f"dataset {data_dir} cannot be read: {one_line(error)}; make it again") from error
     _LOGGER.info("finished at step %d, epoch %d; %s", state.step, epochs, work_dir)
     return state
@@ -116,12 +120,13 @@ def _stored_features(model: ColorModel, dataset: Dataset) -> bool:
         UserError: they are those of another extractor.
     """
     stored = dataset.manifest.features
-    if stored is None or model.features is None:
+    if stored is None or model.extractor_fingerprint is None:
         return False
-    if stored.extractor != model.features:
+    if stored.extractor != model.extractor_fingerprint:
         raise UserError(
             f"{dataset.directory} has features of extractor {stored.extractor}, the configuration names "
-            f"{model.features}; set --config.model and --config.seed as they were for beam_jobs.embed, or run it again"
+            f"{model.extractor_fingerprint}; set --config.model and --config.seed as they were for beam_jobs.embed, "
+            "or run it again"
         )
     _LOGGER.info("features: as stored in %s, of extractor %s", dataset.directory, stored.extractor)
     return True

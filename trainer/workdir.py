@@ -1,5 +1,6 @@
 """The directory of a run: its configuration, its dataset's manifest, checkpoints and TensorBoard events."""
 
+import dataclasses
 import json
 import logging
 
@@ -33,7 +34,9 @@ def check(workdir: str, settings: ConfigDict, dataset: Manifest) -> None:
                 f"--workdir={workdir} holds a run whose {field} is {before}, not {now}; name another directory"
             )
         _LOGGER.info("%s was %s until now and is %s from here on", field, before, now)
-    if _load_manifest(workdir) != dataset:
+    # Features may come and go; those of another extractor are refused elsewhere.
+    trained_on, found = (dataclasses.replace(each, features=None) for each in (_load_manifest(workdir), dataset))
+    if trained_on != found:
         raise UserError(f"--workdir={workdir} holds a run on another dataset; name another directory")
 
 

@@ -23,7 +23,7 @@ class ColorModel(abc.ABC):
         """Builds the model from the `model` fields of a configuration."""
 
     @property
-    def features(self) -> str | None:
+    def extractor_fingerprint(self) -> str | None:
         """The fingerprint of the extractor whose stored features can stand for `l_299`; None: nothing can."""
         return None
 

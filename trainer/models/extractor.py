@@ -7,6 +7,7 @@ import functools
 import hashlib
 import logging
 import os
+import threading
 import warnings
 
 import keras
@@ -41,6 +42,7 @@ class Extractor:
         weights = None if config.feature_weights in (None, "none", "None") else config.feature_weights
         self.classes: int = config.feature_classes
         self.model = create(weights, self.classes)
+        self._lock = threading.Lock()
 
     def __call__(self, l_299: tf.Tensor) -> tf.Tensor:
         """The scores of pictures: float32 [B, 299, 299, 3] in [-1, 1] to [B, classes], without a gradient."""
@@ -56,8 +58,12 @@ class Extractor:
         return digest.hexdigest()
 
     def features(self, l_299: np.ndarray) -> np.ndarray:
-        """Of pictures and of their mirror images: float32 [B, 299, 299, 3] in [-1, 1] to [B, 2, classes]."""
-        return self._both_views(tf.constant(l_299)).numpy()
+        """Of pictures and of their mirror images: float32 [B, 299, 299, 3] in [-1, 1] to [B, 2, classes].
+
+        Threads take turns: one call keeps all cores busy, and several would need as many times the memory.
+        """
+        with self._lock:
+            return self._both_views(tf.constant(l_299)).numpy()
 
     @tf.function(input_signature=[tf.TensorSpec((None, 299, 299, 3), tf.float32)])
     def _both_views(self, l_299: tf.Tensor) -> tf.Tensor:

@@ -32,7 +32,7 @@ class Koalarization(ColorModel):
         self.network = build_network(config.feature_classes, config.width_multiplier)
 
     @property
-    def features(self) -> str:
+    def extractor_fingerprint(self) -> str:
         """The extractor's fingerprint."""
         return self.extractor.fingerprint
 
