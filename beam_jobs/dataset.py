@@ -91,8 +91,8 @@ def _write_manifest(
 def _features(result: Manifest, output: str) -> FeaturesInfo | None:
     """Those of the shards that stood there before, if they are the same shards."""
     try:
-        before = storage.read_manifest(output)
-    except (OSError, UserError):
+        before = manifest.read(output, storage.open_binary)
+    except UserError:
         return None
     return before.features if before.splits == result.splits else None
 

@@ -25,8 +25,8 @@ from ml_collections import ConfigDict
 from beam_jobs import runner, storage
 from beam_jobs.job_folder import JobFolder
 from beam_jobs.sidecar_writer import ExtractorHandler, FindMissing, WriteSidecar, configure_devices, register
-from pipeline import cli, features
-from pipeline.errors import UserError, one_line
+from pipeline import cli, features, manifest
+from pipeline.errors import UserError
 from pipeline.manifest import Manifest
 from trainer import models
 
@@ -64,13 +64,13 @@ def embed(directory: str, config: ConfigDict, options: runner.PipelineOptions, o
             had, or another job at work there.
     """
     start = time.monotonic()
-    _read(directory)  # before an extractor is built, and before anything is written there
+    manifest.read(directory, storage.open_binary)  # before an extractor is built, and before anything is written there
     configure_devices(config.deterministic)
     extractor = models.create_extractor(config.model, config.seed)
     fingerprint, classes = extractor.fingerprint, extractor.classes
     del extractor  # the workers build their own
     with JobFolder(directory).claimed():
-        found = _read(directory)
+        found = manifest.read(directory, storage.open_binary)
         if found.features is not None and found.features.extractor != fingerprint and not overwrite:
             raise UserError(
                 f"{directory} has features of extractor {found.features.extractor}, the configuration names "
@@ -97,20 +97,13 @@ def embed(directory: str, config: ConfigDict, options: runner.PipelineOptions, o
         for name in storage.names(directory):
             if features.is_sidecar_name(name) and name not in names:  # which dataset.json no longer names
                 storage.delete(FileSystems.join(directory, name))
-        result = _read(directory)
+        result = manifest.read(directory, storage.open_binary)
     seconds = time.monotonic() - start
     _LOGGER.info(
         "%s: features of %d examples, of extractor %s; %.1f images/s in %.0f s",
         directory, result.examples, fingerprint, result.examples / seconds, seconds,
     )  # fmt: skip
     return result
-
-
-def _read(directory: str) -> Manifest:
-    try:
-        return storage.read_manifest(directory)
-    except OSError as error:
-        raise UserError(f"--data={directory} is no dataset: {one_line(error)}") from error
 
 
 if __name__ == "__main__":

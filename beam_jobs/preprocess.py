@@ -116,7 +116,7 @@ def preprocess(
             total=len(names),
             title="preprocess",
         )
-    result = storage.read_manifest(output)
+    result = manifest.read(output, storage.open_binary)
     _report(result, output, time.monotonic() - start)
     return result
 

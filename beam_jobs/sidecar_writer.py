@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from beam_jobs import storage
 from beam_jobs.job_folder import JobFolder
-from pipeline import example, features, tfrecord
+from pipeline import example, features, manifest, tfrecord
 from pipeline.errors import UserError, one_line
 from pipeline.manifest import FeaturesInfo, Manifest, ShardInfo
 from trainer import models  # before TensorFlow, whose noise it keeps back
@@ -166,7 +166,7 @@ def register(infos: Sequence[ShardInfo], found: Manifest, extractor: str, classe
     Raises:
         UserError: the dataset is no longer the one that was found when the job began.
     """
-    current = storage.read_manifest(directory)
+    current = manifest.read(directory, storage.open_binary)
     if current.splits != found.splits:
         raise UserError(f"{directory} was made anew in the meantime; start the job again")
     by_name = {info.name: info for info in infos}

@@ -69,17 +69,6 @@ def open_binary(path: str) -> BinaryIO:
         raise kind(f"{path}: {one_line(error)}") from error
 
 
-def read_manifest(directory: str) -> Manifest:
-    """Reads the manifest of a dataset, as `manifest.read` does, through Beam's file systems.
-
-    Raises:
-        OSError: it cannot be read.
-        UserError: it cannot be used.
-    """
-    path = FileSystems.join(directory, FILE_NAME)
-    return Manifest.from_json(read_text(path), path)
-
-
 def write_manifest(directory: str, described: Manifest) -> None:
     """Writes the manifest of a dataset.
 

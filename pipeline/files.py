@@ -1,10 +1,11 @@
 """Files, local or remote, where Beam is not at hand; remote ones through TensorFlow, which local ones do not need."""
 
 import contextlib
+import functools
 import os
 import uuid
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
 from pipeline.errors import UserError, one_line
 
@@ -19,7 +20,7 @@ def open_binary(path: str) -> BinaryIO:
         return open(path, "rb")
     import tensorflow as tf  # a worker has none, and local files need none
 
-    with _os_errors():
+    with _os_errors(path):
         if not tf.io.gfile.exists(path):
             raise FileNotFoundError(f"{path} does not exist")
         file = tf.io.gfile.GFile(path, "rb")
@@ -37,7 +38,7 @@ def names(directory: str) -> list[str]:
         return os.listdir(directory)
     import tensorflow as tf
 
-    with _os_errors():
+    with _os_errors(directory):
         return tf.io.gfile.listdir(directory)
 
 
@@ -48,39 +49,35 @@ def write(path: str, content: bytes) -> None:
         UserError: it cannot be written.
     """
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    create, rename, remove = _operations(path)
     try:
-        _write(temporary, path, content)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {one_line(error)}; make room there, or name another") from error
-
-
-def _write(temporary: str, path: str, content: bytes) -> None:
-    if "://" not in path:
-        try:
-            with open(temporary, "wb") as local:
-                local.write(content)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.remove(temporary)
-            raise
-        return
-    import tensorflow as tf
-
-    try:
-        with _os_errors():
-            with tf.io.gfile.GFile(temporary, "wb") as remote:
-                remote.write(content)
-            tf.io.gfile.rename(temporary, path, overwrite=True)
-    except BaseException:
-        with contextlib.suppress(tf.errors.OpError):
-            tf.io.gfile.remove(temporary)
+        with _os_errors(path):
+            with create(temporary, "wb") as file:
+                file.write(content)
+            rename(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError), _os_errors(path):
+            remove(temporary)
+        if isinstance(error, OSError):
+            raise UserError(f"{path} cannot be written: {one_line(error)}; make room there, or name another") from error
         raise
 
 
+def _operations(path: str) -> tuple[Callable[..., Any], Callable[[str, str], None], Callable[[str], None]]:
+    """What opens, renames over another, and removes a file of the kind of a path."""
+    if "://" not in path:
+        return open, os.replace, os.remove
+    import tensorflow as tf
+
+    return tf.io.gfile.GFile, functools.partial(tf.io.gfile.rename, overwrite=True), tf.io.gfile.remove
+
+
 @contextlib.contextmanager
-def _os_errors() -> Iterator[None]:
-    """Gives TensorFlow's errors of files the class of everyone else's."""
+def _os_errors(path: str) -> Iterator[None]:
+    """Gives TensorFlow's errors of a remote file the class of everyone else's."""
+    if "://" not in path:
+        yield
+        return
     import tensorflow as tf
 
     try:

@@ -4,7 +4,8 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, BinaryIO
 
 import google_crc32c
 import msgspec
@@ -147,18 +148,19 @@ class Manifest:
         return manifest
 
 
-def read(directory: str) -> Manifest:
+def read(directory: str, open_binary: Callable[[str], BinaryIO] = files.open_binary) -> Manifest:
     """Reads the manifest of a dataset.
 
     Args:
         directory: local or remote.
+        open_binary: opens its file; another than the default where there is no TensorFlow.
 
     Raises:
         UserError: there is none, or none that can be used.
     """
     path = os.path.join(directory, FILE_NAME)
     try:
-        with files.open_binary(path) as file:
+        with open_binary(path) as file:
             text = file.read().decode(errors="replace")
     except OSError as error:
         raise UserError(

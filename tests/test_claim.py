@@ -79,7 +79,7 @@ def test_a_claim_of_another_machine_is_stale_when_it_was_not_heard_of(tmp_path, 
 def test_what_no_job_wrote_is_in_nobody_s_way(tmp_path):
     (tmp_path / "claim.json").write_text("")
     with claim(str(tmp_path)):
-        pass
+        assert json.loads((tmp_path / "claim.json").read_text())["process"] == os.getpid()
 
 
 def test_the_owner_is_heard_of(tmp_path, monkeypatch):
