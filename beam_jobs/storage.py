@@ -10,6 +10,7 @@ from typing import BinaryIO, NamedTuple
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
+from beam_jobs import write_behind
 from pipeline import tfrecord
 from pipeline.errors import UsageError, UserError, one_line
 from pipeline.manifest import FILE_NAME, FileInfo, Manifest
@@ -32,7 +33,7 @@ def create(path: str) -> Iterator[BinaryIO]:
     """
     temporary = _temporary(path)
     try:
-        with FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        with _open_new(temporary) as file:
             yield file
         FileSystems.rename([temporary], [path])
     except BaseException as error:
@@ -41,6 +42,12 @@ def create(path: str) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise UserError(f"{path} cannot be written: {one_line(error)}; make room there, or name another") from error
         raise
+
+
+def _open_new(path: str) -> BinaryIO:
+    if "://" not in path:
+        return write_behind.create(path)
+    return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)
 
 
 def read_text(path: str) -> str:
@@ -89,7 +96,7 @@ def make_directory(path: str) -> None:
         if not FileSystems.exists(path):
             FileSystems.mkdirs(path)
         probe = _temporary(FileSystems.join(path, "probe"))
-        FileSystems.create(probe, compression_type=CompressionTypes.UNCOMPRESSED).close()
+        _open_new(probe).close()
         delete(probe)
     except OSError as error:
         raise UserError(f"directory {path} cannot be written: {one_line(error)}; name another") from error
