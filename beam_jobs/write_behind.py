@@ -8,7 +8,7 @@ the disk has all of a file before the file gets its final name.
 import io
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 _STEP_BYTES = 8 << 20  # at most twice as much waits for the disk
 
@@ -31,7 +31,7 @@ class _File(io.FileIO):
         self._step: Future[None] | None = None
         self._waiting = 0
 
-    def write(self, data: bytes, /) -> int:  # type: ignore[override]  # what BufferedWriter hands on
+    def write(self, data: Any, /) -> int:
         written = super().write(data)
         self._waiting += written
         if self._waiting >= _STEP_BYTES:
