@@ -2,23 +2,19 @@
 
 import argparse
 import contextlib
-import ctypes
-import logging
-import re
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, PortableOptions, StandardOptions
-from apache_beam.portability import python_urns
-from apache_beam.portability.api import beam_runner_api_pb2
-from apache_beam.runners import PipelineRunner, create_runner
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.runners.runner import PipelineResult
+from apache_beam.runners import create_runner
 from tqdm import tqdm
 
+from beam_jobs import engine
+from beam_jobs.quiet import quiet, user_error
 from pipeline.errors import UsageError, UserError, one_line
 
 # Beam's own default starts by downloading a runner; this one is part of the Python package and uses every core.
@@ -30,13 +26,9 @@ _DEFAULTS = (
 )
 # These ask a job server which options it has.
 _RUNNERS_WITH_OPTIONS_OF_THEIR_OWN = ("FlinkRunner", "PortableRunner", "PrismRunner", "SparkRunner")
-_EMBEDDED = ("FnApiRunner", "SwitchingDirectRunner")
 # Where the workers of an engine run if no --environment_type is given; on this machine, but for these.
 _ENVIRONMENTS = {"DataflowRunner": "DOCKER", "PortableRunner": "DOCKER", "SparkRunner": "DOCKER"}
-_M_ARENA_MAX = -8  # of glibc's malloc.h
 _POLL_SECONDS = 0.5
-# An error crosses from a worker to here as text, whatever the engine.
-_USER_ERROR = re.compile(rf"{UserError.__module__}\.{UserError.__name__}: (.*?)(?: \[while running .*)?$", re.MULTILINE)
 
 
 def parse_options(argv: Sequence[str]) -> PipelineOptions:
@@ -105,51 +97,22 @@ def run(
     Raises:
         UserError: raised in a worker, or the job did not succeed.
     """
-    _limit_arenas()
-    with _quiet(), _progress_bar(progress, total, title):
+    engine.limit_arenas()
+    with quiet(), _progress_bar(progress, total, title), tempfile.NamedTemporaryFile() as worker_log:
         try:
-            pipeline = beam.Pipeline(_create_engine(options), options)
+            pipeline = beam.Pipeline(engine.create(options, worker_log.name), options)
             build(pipeline)
-            state = pipeline.run().wait_until_finish()
+            with engine.watch_workers():
+                state = pipeline.run().wait_until_finish()
         except UserError:
             raise
         except Exception as error:
-            if message := _USER_ERROR.search(str(error)):
-                raise UserError(message[1]) from error
+            if message := user_error(str(error)):
+                raise UserError(message) from error
+            sys.stderr.write(worker_log.read().decode(errors="replace"))
             raise
     if state not in (None, "DONE"):
         raise UserError(f"the job ended in state {state} on {options.view_as(StandardOptions).runner}")
-
-
-def _limit_arenas() -> None:
-    """Has threads share their memory: glibc would give dozens of Beam's each a share that it hardly gives back.
-
-    Without another libc's word for it, nothing happens.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(_M_ARENA_MAX, 2)
-
-
-class _EmbeddedRunner(FnApiRunner):
-    """Beam's embedded engine without its flush of unfinished outputs every second.
-
-    That runs in a thread of its own beside the one that writes the outputs, with no lock between them: a step that
-    yields elements for longer than a second has some of them lost or torn apart (Beam 2.77, data_plane.py,
-    `TimeBasedBufferingClosableOutputStream`).
-    """
-
-    def run_via_runner_api(
-        self, pipeline_proto: beam_runner_api_pb2.Pipeline, options: PipelineOptions
-    ) -> PipelineResult:
-        for environment in pipeline_proto.components.environments.values():
-            if environment.urn == python_urns.EMBEDDED_PYTHON_GRPC:
-                environment.payload = b'{"data_buffer_time_limit_ms": -1}'  # 0 would be taken for "not given"
-        return super().run_via_runner_api(pipeline_proto, options)
-
-
-def _create_engine(options: PipelineOptions) -> PipelineRunner:
-    name = options.view_as(StandardOptions).runner
-    return _EmbeddedRunner() if name in _EMBEDDED else create_runner(name)
 
 
 @contextlib.contextmanager
@@ -172,61 +135,3 @@ def _progress_bar(progress: Callable[[], int], total: int, title: str) -> Iterat
             done.set()
             if thread.is_alive():
                 thread.join()
-
-
-class _Noise:
-    """Tells Beam's stack traces of an error that is reported as one line from everything else.
-
-    With the first such error the other workers fail too, each in a way of its own.
-    """
-
-    def __init__(self) -> None:
-        self._failed = False
-
-    def is_trace(self, text: str) -> bool:
-        """Whether a printed or logged text is such a stack trace."""
-        self._failed = self._failed or _USER_ERROR.search(text) is not None
-        return self._failed and "Traceback (most recent call last)" in text
-
-
-class _NoTraces(logging.Filter):
-    """Drops log records of such stack traces."""
-
-    def __init__(self, noise: _Noise):
-        super().__init__()
-        self._noise = noise
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not self._noise.is_trace(logging.Formatter().format(record))
-
-
-class _TracelessStream:
-    """A text stream that drops such stack traces: Beam's worker prints them besides logging them."""
-
-    def __init__(self, stream: TextIO, noise: _Noise):
-        self._stream = stream
-        self._noise = noise
-        self._dropped = False
-
-    def write(self, text: str) -> int:
-        end_of_dropped, self._dropped = self._dropped and text == "\n", self._noise.is_trace(text)
-        return len(text) if self._dropped or end_of_dropped else self._stream.write(text)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._stream, name)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Beam's stack traces of a user's mistake from logs and terminal while the block runs."""
-    noise = _Noise()
-    logging.getLogger("apache_beam.utils.subprocess_server").setLevel(logging.ERROR)  # it warns of stopping its server
-    handlers, filter_ = list(logging.getLogger().handlers), _NoTraces(noise)
-    for handler in handlers:
-        handler.addFilter(filter_)
-    try:
-        with contextlib.redirect_stderr(_TracelessStream(sys.stderr, noise)):  # type: ignore[type-var]
-            yield
-    finally:
-        for handler in handlers:
-            handler.removeFilter(filter_)

@@ -3,6 +3,7 @@ import itertools
 import logging
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
-from beam_jobs import runner
+from beam_jobs import engine, runner
 from beam_jobs.blocks import Block
 from pipeline.errors import UsageError, UserError
 from tests.helpers import encoded, noise
@@ -27,11 +28,16 @@ def crash(_):
     raise ZeroDivisionError("a bug")
 
 
-def run(function):
+def die(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run(function, mode="multi_threading"):
     def build(pipeline):
         pipeline | beam.Create([1]) | beam.Map(function)
 
-    runner.run(build, runner.parse_options([]), progress=lambda: 0, total=1, title="test")
+    options = runner.parse_options([f"--direct_running_mode={mode}"])
+    runner.run(build, options, progress=lambda: 0, total=1, title="test")
 
 
 def test_no_element_is_lost_in_a_step_that_yields_for_seconds(tmp_path):
@@ -65,7 +71,7 @@ def test_default_is_the_embedded_runner_on_all_cores():
 @pytest.mark.parametrize("name", ["FnApiRunner", "fnapirunner", "FnApi", "DirectRunner", "direct"])
 def test_the_embedded_engine_has_many_names(name):
     options = runner.parse_options([f"--runner={name}"])
-    assert type(runner._create_engine(options)) is runner._EmbeddedRunner
+    assert type(engine.create(options, "/dev/null")) is engine.EmbeddedRunner
 
 
 def test_output_is_checked_whatever_the_case_of_the_runner():
@@ -121,17 +127,33 @@ def test_local_output_and_workers_in_containers(argv, refused):
         runner.check_output(options, "/x")
 
 
-def test_a_user_s_mistake_in_a_worker_is_one_line_without_traces(capsys, caplog):
+MODES = pytest.mark.parametrize("mode", ["multi_threading", "multi_processing"])
+
+
+@MODES
+def test_a_user_s_mistake_in_a_worker_is_one_line_without_traces(mode, capfd, caplog):
     with pytest.raises(UserError, match="^the thing; do this$"):
-        run(fail)
-    assert capsys.readouterr().err == ""
+        run(fail, mode)
+    assert capfd.readouterr().err == ""
     assert "Traceback" not in caplog.text
 
 
-def test_a_bug_in_a_worker_keeps_its_trace(capsys):
+@MODES
+def test_a_bug_in_a_worker_keeps_its_trace(mode, capfd):
     with pytest.raises(RuntimeError, match="ZeroDivisionError: a bug"):
-        run(crash)
-    assert "ZeroDivisionError" in capsys.readouterr().err
+        run(crash, mode)
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_a_job_that_goes_well_says_nothing_of_its_workers(capfd):
+    run(str, "multi_processing")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_worker_that_is_killed_is_one_line(capfd):
+    with pytest.raises(UserError, match="^a worker process was killed, or ran out of memory; start the job again"):
+        run(die, "multi_processing")
+    assert capfd.readouterr().err == ""
 
 
 def test_log_handlers_and_stderr_are_as_they_were():
