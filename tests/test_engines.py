@@ -74,8 +74,8 @@ def engine(request):
     return request.getfixturevalue(request.param)
 
 
-def job(*argv):
-    command = [sys.executable, "-m", "beam_jobs.preprocess", "--config=configs/demo.py", *map(str, argv)]
+def job(*argv, module="beam_jobs.preprocess"):
+    command = [sys.executable, "-m", module, "--config=configs/demo.py", *map(str, argv)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
@@ -86,6 +86,32 @@ def test_the_same_bytes_on_every_engine(engine, pictures, compact_dataset, tmp_p
     assert result.returncode == 0, result.stderr
     assert content(tmp_path / "out") == content(Path(compact_dataset.directory))
     assert len(result.stderr.splitlines()) == 1, result.stderr  # the report, and nothing of the engine's
+
+
+@pytest.fixture(scope="module")
+def few(pictures, tmp_path_factory):
+    """A dataset of 48 pictures, since the real extractor runs in the workers."""
+    output = tmp_path_factory.mktemp("few") / "data"
+    result = job(f"--source=places365:{pictures}/archives/val_256.tar", *OPTIONS, f"--output={output}")
+    assert result.returncode == 0, result.stderr
+    return output
+
+
+@pytest.fixture(scope="module")
+def embedded(few, tmp_path_factory):
+    """The same with features, made by the embedded engine."""
+    data = shutil.copytree(few, tmp_path_factory.mktemp("embedded") / "data")
+    result = job(f"--data={data}", module="beam_jobs.embed")
+    assert result.returncode == 0, result.stderr
+    return data
+
+
+def test_the_same_features_on_every_engine(engine, few, embedded, tmp_path):
+    data = shutil.copytree(few, tmp_path / "data")
+    result = job(*engine, f"--data={data}", module="beam_jobs.embed")
+    assert result.returncode == 0, result.stderr
+    assert content(data) == content(embedded)
+    assert "Traceback" not in result.stderr
 
 
 def test_a_user_s_mistake_in_a_worker_is_one_line(engine, pictures, tmp_path):

@@ -3,6 +3,8 @@ import shutil
 import tarfile
 
 import pytest
+from apache_beam.io.filesystem import FileMetadata
+from apache_beam.io.localfilesystem import LocalFileSystem
 
 from beam_jobs import sources, storage
 from beam_jobs.read_ahead import read_ahead
@@ -30,6 +32,33 @@ def pack(root, path):
         for child in sorted(root.iterdir()):
             archive.add(child, child.name)
     return path
+
+
+class Bucket(LocalFileSystem):
+    """A remote store of 5,000 pictures that counts what it is asked for."""
+
+    listed = 0
+
+    @classmethod
+    def scheme(cls):
+        return "bucket"
+
+    def has_dirs(self):
+        return False
+
+    def _list(self, dir_or_prefix):
+        for number in range(5000):
+            Bucket.listed += 1
+            yield FileMetadata(f"bucket://pictures/val_256/Places365_val_{number:08d}.jpg", 10, 0.0)
+
+
+def test_a_look_at_a_bucket_does_not_list_all_of_it():
+    source = sources.parse_source("places365:bucket://pictures")
+    Bucket.listed = 0
+    sources.check_readable(source)
+    assert Bucket.listed <= 1001
+    paths = [ref.path.decode() for ref in sources.list_pictures(source)]
+    assert paths == [f"bucket://pictures/val_256/Places365_val_{number:08d}.jpg" for number in range(5000)]
 
 
 PLACES = ("data_256/a/airfield/00000001.jpg", "data_256/a/apartment_building/outdoor/00000001.jpg")
