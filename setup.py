@@ -14,7 +14,7 @@ CORE = [
     "tqdm>=4.66,<5",
 ]
 # Workers and submitter must run the same minor version of Beam.
-WORKER = ["apache-beam>=2.77,<2.78", "grpcio>=1.67,<2"]
+WORKER = ["apache-beam>=2.77,<2.78"]
 TRAINER = [
     "tensorflow>=2.21,<2.22",  # a new minor version changes kernels, and with them the last digits of every loss
     "keras>=3.12,<3.16",

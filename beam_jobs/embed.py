@@ -12,7 +12,6 @@ was killed goes on when the same command is given again. Beam's own options foll
 """
 
 import logging
-import sys
 import time
 from collections.abc import Sequence
 
@@ -44,6 +43,7 @@ def main(argv: Sequence[str]) -> None:
     options = runner.parse_options(rest)
     directory = storage.absolute(values.data)
     runner.check_output(options, directory)
+    runner.check_servers(options)
     embed(directory, values.config, options, values.overwrite)
 
 
@@ -67,6 +67,7 @@ def embed(directory: str, config: ConfigDict, options: runner.PipelineOptions, o
     manifest.read(directory, storage.open_binary)  # before an extractor is built, and before anything is written there
     configure_devices(config.deterministic)
     extractor = models.create_extractor(config.model, config.seed)
+    extractor.warn_if_random()
     fingerprint, classes = extractor.fingerprint, extractor.classes
     del extractor  # the workers build their own
     with JobFolder(directory).claimed():
@@ -91,7 +92,7 @@ def embed(directory: str, config: ConfigDict, options: runner.PipelineOptions, o
             infos = (made, divided[FindMissing.WHOLE]) | beam.Flatten() | beam.combiners.ToList()
             infos | "WriteManifest" >> beam.Map(register, found, fingerprint, classes, directory)
 
-        runner.run(
+        counters = runner.run(
             build, options, progress=lambda: len(storage.names(directory) & names), total=len(names), title="embed"
         )
         for name in storage.names(directory):
@@ -100,11 +101,11 @@ def embed(directory: str, config: ConfigDict, options: runner.PipelineOptions, o
         result = manifest.read(directory, storage.open_binary)
     seconds = time.monotonic() - start
     _LOGGER.info(
-        "%s: features of %d examples, of extractor %s; %.1f images/s in %.0f s",
-        directory, result.examples, fingerprint, result.examples / seconds, seconds,
+        "%s: features of %d examples, of extractor %s; %s",
+        directory, result.examples, fingerprint, runner.describe_speed(counters["embedded"], result.examples, seconds),
     )  # fmt: skip
     return result
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv))
+    cli.launch(main)

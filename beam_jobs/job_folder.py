@@ -46,7 +46,7 @@ class JobFolder:
             UserError: another job works there, or the output holds something made with other settings.
         """
         with self.claimed():
-            self._check_settings(json.loads(json.dumps(settings)), overwrite)
+            self._prepare(settings, overwrite)
             yield
 
     @contextlib.contextmanager
@@ -67,22 +67,34 @@ class JobFolder:
         for folder in (self._output, self._folder, self._reports, self.index):
             storage.delete_temporaries(folder)
 
-    def _check_settings(self, settings: dict[str, Any], overwrite: bool) -> None:
-        before = self._read_settings()
-        if before == settings:
+    def check(self, settings: dict[str, Any]) -> None:
+        """Compares the settings of a job with those of what stands in the output.
+
+        Raises:
+            UserError: they differ, and it holds examples.
+        """
+        before, made = self._read_settings(), self._made()
+        if before == settings or not made or (before and self._is_without_examples(made)):
             return
-        made = self._made()
-        if made and not overwrite:
-            difference = (
-                _difference(before, settings) if before else f"{made[0]}, of which nothing says how it was made"
-            )
-            raise UserError(
-                f"--output={self._output} holds another dataset: {difference}; name another directory, or delete that "
-                "dataset with --overwrite"
-            )
-        self._delete(made)
+        difference = _difference(before, settings) if before else f"{made[0]}, of which nothing says how it was made"
+        raise UserError(
+            f"--output={self._output} holds another dataset: {difference}; name another directory, or delete that "
+            "dataset with --overwrite"
+        )
+
+    def _prepare(self, settings: dict[str, Any], overwrite: bool) -> None:
+        if not overwrite:
+            self.check(settings)
+        if self._read_settings() == settings:
+            return
+        self._delete(self._made())
         with storage.create(self._settings) as file:
             file.write(json.dumps(settings, indent=1).encode())
+
+    def _is_without_examples(self, made: list[str]) -> bool:
+        """Whether a job failed here before it had written one example: nothing is lost with it."""
+        sizes = (storage.stat(FileSystems.join(self._output, name)).size for name in made if shards.is_shard_name(name))
+        return manifest.FILE_NAME not in made and not any(sizes)
 
     def _read_settings(self) -> dict[str, Any] | None:
         try:
@@ -123,11 +135,14 @@ class JobFolder:
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """The first setting that differs, in words."""
     for name in sorted(before.keys() | now.keys()):
-        if name not in before or name not in now:
-            return f"{name} was not there" if name in now else f"{name} is gone"
-        first, second = before[name], now[name]
-        if isinstance(first, dict) and isinstance(second, dict) and first != second:
+        first, second = before.get(name), now.get(name)
+        if first == second:
+            continue
+        if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
             return f"{name}.{_difference(first, second)}"
-        if first != second:
-            return f"{name} was {json.dumps(first)}, not {json.dumps(second)}"
+        return f"{name} was {_as_text(first)}, not {_as_text(second)}"
     raise ValueError("nothing differs")
+
+
+def _as_text(value: Any) -> str:
+    return " and ".join(value) if isinstance(value, dict) else json.dumps(value)

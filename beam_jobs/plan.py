@@ -6,6 +6,8 @@ All pictures are listed, and some of them are converted, to tell how long the re
 import collections
 import dataclasses
 import heapq
+import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 
@@ -17,6 +19,7 @@ from beam_jobs.read_ahead import read_ahead
 from beam_jobs.sources import ImageRef, Source
 from beam_jobs.spec import DatasetSpec
 from pipeline import tfrecord
+from pipeline.errors import UserError
 from pipeline.rejects import Reason, RejectedImage
 from pipeline.shards import SPLITS
 
@@ -48,7 +51,6 @@ class Plan:
     def describe(self, spec: DatasetSpec, cores: int) -> str:
         """The plan as text, for a person."""
         total = sum(self.listed.values())
-        kept = 1 - sum(self.rejected.values()) / self.sampled
         lines = [
             f"{split:<11} {count:>10} pictures of {source}" for (split, source), count in sorted(self.listed.items())
         ]
@@ -56,20 +58,53 @@ class Plan:
         for split in SPLITS:
             count = sum(number for (each, _), number in self.listed.items() if each == split)
             shards = spec.partition.shard_count(split)
-            size = count * kept * self.bytes_per_example
-            lines.append(f"{split:<11} {shards:>10} shards of {_bytes(size / shards)}, {_bytes(size)} in all")
-        hours = total * self.seconds_per_picture / 3600
+            size = count * self._kept * self.bytes_per_example
+            lines.append(f"{split:<11} {shards:>10} shards of {_bytes(size / shards)}, {_bytes(size)} without rejects")
+        seconds = total * self.seconds_per_picture
         return "\n".join(
             [
                 *lines,
                 f"reads       {_bytes(self.source_bytes)}",
-                f"rejects     {reasons}, of {self.sampled} that were tried",
+                f"rejects     {reasons} of {self.sampled} that were tried",
                 f"shuffles    {_bytes(total * self.shuffled_bytes_per_picture)}, "
                 f"{self.shuffled_bytes_per_picture:.0f} bytes for a picture",
-                f"takes       {hours:.2f} core hours, {1000 * self.seconds_per_picture:.1f} ms for a picture; "
-                f"{hours / cores:.2f} hours on {cores} cores as those of this machine",
+                f"takes       {_duration(seconds)} of one core, {1000 * self.seconds_per_picture:.1f} ms a picture; "
+                f"{_duration(seconds / cores)} on {cores} cores like this machine's",
             ]
         )
+
+    def check(self, spec: DatasetSpec, output: str, max_reject_fraction: float) -> None:
+        """Looks for what would make the job fail.
+
+        Args:
+            spec: what the dataset is to be.
+            output: its directory.
+            max_reject_fraction: the share of rejected pictures above which the job fails.
+
+        Raises:
+            UserError: too many rejects, or a local disk that is too small.
+        """
+        rejected = sum(self.rejected.values())
+        if rejected > max_reject_fraction * self.sampled:
+            raise UserError(
+                f"the job would fail: {rejected} of {self.sampled} pictures that were tried are rejected, more than "
+                f"--max_reject_fraction={max_reject_fraction:g} allows; turn a filter off, or allow more"
+            )
+        needed, free = self._written_bytes, _free_bytes(output)
+        if free is not None and needed > free:
+            raise UserError(
+                f"the job would fail: it writes {_bytes(needed)}, and {_bytes(free)} are free in {output}; make room, "
+                "or choose --config.dataset.layout=compact"
+            )
+
+    @property
+    def _kept(self) -> float:
+        """The share of pictures that is not rejected."""
+        return 1 - sum(self.rejected.values()) / self.sampled
+
+    @property
+    def _written_bytes(self) -> float:
+        return sum(self.listed.values()) * self._kept * self.bytes_per_example
 
 
 def make_plan(inputs: Sequence[Source], spec: DatasetSpec) -> Plan:
@@ -125,6 +160,22 @@ def _try(refs: Sequence[ImageRef], spec: DatasetSpec) -> tuple[float, list[int],
         except RejectedImage as error:
             rejected[error.reason] += 1
     return time.process_time() - start, sizes, dict(rejected)
+
+
+def _free_bytes(output: str) -> int | None:
+    """Of the disk of a directory that need not exist yet; None for remote ones."""
+    if "://" in output:
+        return None
+    while not os.path.isdir(output):
+        output = os.path.dirname(output)
+    return shutil.disk_usage(output).free
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
 
 
 def _bytes(number: float) -> str:

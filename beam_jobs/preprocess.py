@@ -17,9 +17,9 @@ dataset.json. A job that was killed goes on when the same command is given again
 or damaged. What it needs for that stands in the folder job/ of the output.
 """
 
+import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -61,21 +61,29 @@ def main(argv: Sequence[str]) -> None:
     spec = DatasetSpec.from_config(values.config)
     inputs = [sources.parse_source(text) for text in values.source]
     output = storage.absolute(values.output)
+    sources.check_outside(output, inputs)
     runner.check_output(options, output)
     if values.dry_run:
-        print_plan(inputs, spec)
+        print_plan(inputs, output, spec, values.overwrite, values.max_reject_fraction)
         return
+    runner.check_servers(options)
     preprocess(inputs, output, spec, options, values.overwrite, values.max_reject_fraction)
 
 
-def print_plan(inputs: Sequence[sources.Source], spec: DatasetSpec) -> None:
-    """Says what a job would do.
+def print_plan(
+    inputs: Sequence[sources.Source], output: str, spec: DatasetSpec, overwrite: bool, max_reject_fraction: float
+) -> None:
+    """Says what a job would do; the arguments are those of `preprocess`.
 
     Raises:
-        UserError: an input that cannot be read.
+        UserError: the job would fail, for all that can be told.
     """
     _check_inputs(inputs)
-    print(plan.make_plan(inputs, spec).describe(spec, os.cpu_count() or 1))
+    if not overwrite:
+        JobFolder(output).check(_settings(inputs, spec))
+    found = plan.make_plan(inputs, spec)
+    print(found.describe(spec, os.cpu_count() or 1))
+    found.check(spec, output, max_reject_fraction)
 
 
 def preprocess(
@@ -105,11 +113,14 @@ def preprocess(
     """
     _check_inputs(inputs)
     start = time.monotonic()
+    settings = _settings(inputs, spec)
     names = {spec.partition.file_name(shard) for shard in spec.partition.shards()}
-    with JobFolder(output).open(_settings(inputs, spec), overwrite):
+    with JobFolder(output).open(settings, overwrite):
         if found := storage.names(output) & names:
-            _LOGGER.info("goes on: %d of %d shards stand in %s, and are checked", len(found), len(names), output)
-        runner.run(
+            _LOGGER.info(
+                "goes on: %d of %d shards stand in %s; those that are whole are kept", len(found), len(names), output
+            )
+        counters = runner.run(
             lambda pipeline: dataset.write_dataset(pipeline, inputs, output, spec, max_reject_fraction),
             options,
             progress=lambda: len(storage.names(output) & names),
@@ -117,7 +128,7 @@ def preprocess(
             title="preprocess",
         )
     result = manifest.read(output, storage.open_binary)
-    _report(result, output, time.monotonic() - start)
+    _report(result, output, counters["converted"], time.monotonic() - start)
     return result
 
 
@@ -133,21 +144,22 @@ def _settings(inputs: Sequence[sources.Source], spec: DatasetSpec) -> dict[str, 
     for source in inputs:
         is_file = "://" not in source.path and os.path.isfile(source.path)
         described[str(source)] = storage.stat(source.path)._asdict() if is_file or sources.is_archive(source) else None
-    return {"schema_version": manifest.SCHEMA_VERSION, "sources": described, **spec.to_dict()}
+    settings = {"schema_version": manifest.SCHEMA_VERSION, "sources": described, **spec.to_dict()}
+    return json.loads(json.dumps(settings))  # as they are read back
 
 
-def _report(result: Manifest, output: str, seconds: float) -> None:
+def _report(result: Manifest, output: str, converted: int, seconds: float) -> None:
     splits = ", ".join(
         f"{split.examples} {name} examples in {len(split.shards)} shards" for name, split in result.splits.items()
     )
     rejected = sum(result.rejected.values())
     reasons = ", ".join(f"{count} {reason.value}" for reason, count in result.rejected.items())
     _LOGGER.info(
-        "%s: %s; %d of %d pictures rejected%s; %.1f images/s in %.0f s",
+        "%s: %s; %d of %d pictures rejected%s; %s",
         output, splits, rejected, result.listed, f" ({reasons}; see {manifest.REJECTS_FILE_NAME})" if rejected else "",
-        result.listed / seconds, seconds,
+        runner.describe_speed(converted, result.listed, seconds),
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv))
+    cli.launch(main)

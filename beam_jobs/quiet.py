@@ -1,20 +1,22 @@
-"""Keeps Beam's stack traces from a person, where they tell of that person's mistake.
-
-An error crosses from a worker to the driver as text, whatever the engine.
-"""
+"""Keeps Beam's stack traces from a person, where they tell of that person's mistake or decision."""
 
 import contextlib
 import logging
 import re
 import sys
+import threading
+import traceback
 from collections.abc import Iterator
 from typing import TextIO
 
+from pipeline.cli import Terminated
 from pipeline.errors import UserError
 
+# An error crosses from a worker to the driver as text, whatever the engine.
 _USER_ERROR = re.compile(rf"{UserError.__module__}\.{UserError.__name__}: (.*?)(?: \[while running .*)?$", re.MULTILINE)
-# These warn of stopping a server, and of what workers do without.
-_CHATTY = ("apache_beam.utils.subprocess_server", "apache_beam.runners.portability.local_job_service")
+_TRACE = "Traceback (most recent call last)"
+# Of which nobody can make anything: of a module that is there all the same (Beam 2.77, ml/inference/base.py).
+_NOISE = ("Resource module is not available",)
 
 
 def user_error(text: str) -> str | None:
@@ -25,58 +27,83 @@ def user_error(text: str) -> str | None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps Beam's stack traces of a user's mistake from logs and terminal while the block runs."""
-    noise = _Noise()
-    for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    handlers, filter_ = list(logging.getLogger().handlers), _NoTraces(noise)
-    for handler in handlers:
-        handler.addFilter(filter_)
-    try:
-        with contextlib.redirect_stderr(_TracelessStream(sys.stderr, noise)):  # type: ignore[type-var]
-            yield
-    finally:
-        for handler in handlers:
-            handler.removeFilter(filter_)
+    """Holds back the stack traces that are printed, logged, or end a thread in the block.
 
-
-class _Noise:
-    """Tells Beam's stack traces of an error that is reported as one line from everything else.
-
-    With the first such error the other workers fail too, each in a way of its own.
+    They are dropped if the block ends with an error that is reported as one line, for they tell of it, or of what came
+    of it in other workers; otherwise they are printed when it ends.
     """
+    logging.getLogger("apache_beam.utils.subprocess_server").setLevel(logging.ERROR)  # it warns of stopping its server
+    held, stderr = _Held(), sys.stderr
+    try:
+        with held.logs(), held.threads(), contextlib.redirect_stderr(_Stream(stderr, held)):  # type: ignore[type-var]
+            yield
+    except (UserError, KeyboardInterrupt, Terminated):
+        raise
+    except BaseException:
+        stderr.write(held.text())
+        raise
+    stderr.write(held.text())
+
+
+class _Held:
+    """Stack traces that are held back, each once."""
 
     def __init__(self) -> None:
-        self._failed = False
+        self._traces: dict[str, None] = {}
 
-    def is_trace(self, text: str) -> bool:
-        """Whether a printed or logged text is such a stack trace."""
-        self._failed = self._failed or user_error(text) is not None
-        return self._failed and "Traceback (most recent call last)" in text
+    def take(self, text: str) -> bool:
+        """Whether a text is a trace, and now held."""
+        if _TRACE not in text:
+            return False
+        self._traces[text.rstrip("\n")] = None
+        return True
+
+    def text(self) -> str:
+        return "".join(f"{trace}\n" for trace in self._traces)
+
+    @contextlib.contextmanager
+    def logs(self) -> Iterator[None]:
+        handlers, filter_ = list(logging.getLogger().handlers), _Filter(self)
+        for handler in handlers:
+            handler.addFilter(filter_)
+        try:
+            yield
+        finally:
+            for handler in handlers:
+                handler.removeFilter(filter_)
+
+    @contextlib.contextmanager
+    def threads(self) -> Iterator[None]:
+        before = threading.excepthook
+        threading.excepthook = lambda failure: self.take("".join(traceback.format_exception(failure.exc_value)))
+        try:
+            yield
+        finally:
+            threading.excepthook = before
 
 
-class _NoTraces(logging.Filter):
-    """Drops log records of such stack traces."""
+class _Filter(logging.Filter):
+    """Takes log records of stack traces."""
 
-    def __init__(self, noise: _Noise):
+    def __init__(self, held: _Held):
         super().__init__()
-        self._noise = noise
+        self._held = held
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not self._noise.is_trace(logging.Formatter().format(record))
+        return not (record.getMessage().startswith(_NOISE) or self._held.take(logging.Formatter().format(record)))
 
 
-class _TracelessStream:
-    """A text stream that drops such stack traces: Beam's worker prints them besides logging them."""
+class _Stream:
+    """A text stream that takes stack traces: Beam's worker prints them besides logging them."""
 
-    def __init__(self, stream: TextIO, noise: _Noise):
+    def __init__(self, stream: TextIO, held: _Held):
         self._stream = stream
-        self._noise = noise
-        self._dropped = False
+        self._held = held
+        self._taken = False
 
     def write(self, text: str) -> int:
-        end_of_dropped, self._dropped = self._dropped and text == "\n", self._noise.is_trace(text)
-        return len(text) if self._dropped or end_of_dropped else self._stream.write(text)
+        end_of_taken, self._taken = self._taken and text == "\n", self._held.take(text)
+        return len(text) if self._taken or end_of_taken else self._stream.write(text)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)

@@ -1,7 +1,13 @@
 """Runs a pipeline on the engine that the options name, and says how it goes in a person's terms."""
 
 import argparse
+import collections
 import contextlib
+import difflib
+import logging
+import os
+import re
+import socket
 import sys
 import tempfile
 import threading
@@ -9,7 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, PortableOptions, StandardOptions
+from apache_beam.metrics import MetricsFilter
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    PipelineOptions,
+    PortableOptions,
+    PrismRunnerOptions,
+    StandardOptions,
+)
 from apache_beam.runners import create_runner
 from tqdm import tqdm
 
@@ -17,6 +30,8 @@ from beam_jobs import engine
 from beam_jobs.quiet import quiet, user_error
 from pipeline.errors import UsageError, UserError, one_line
 
+_LOGGER = logging.getLogger(__name__)
+COUNTERS = "pictures"  # the namespace of the jobs' counters
 # Beam's own default starts by downloading a runner; this one is part of the Python package and uses every core.
 _DEFAULTS = (
     "--runner=FnApiRunner",
@@ -28,7 +43,11 @@ _DEFAULTS = (
 _RUNNERS_WITH_OPTIONS_OF_THEIR_OWN = ("FlinkRunner", "PortableRunner", "PrismRunner", "SparkRunner")
 # Where the workers of an engine run if no --environment_type is given; on this machine, but for these.
 _ENVIRONMENTS = {"DataflowRunner": "DOCKER", "PortableRunner": "DOCKER", "SparkRunner": "DOCKER"}
+# What Beam says of an engine that it cannot find, download or reach.
+_NO_ENGINE = re.compile("(Unable to fetch remote|Unable to parse binary URL|.*Connection refused).*")
+_CONNECT_SECONDS = 5.0
 _POLL_SECONDS = 0.5
+_LOG_SECONDS = 60.0  # between lines, where there is no terminal for a bar
 
 
 def parse_options(argv: Sequence[str]) -> PipelineOptions:
@@ -39,10 +58,12 @@ def parse_options(argv: Sequence[str]) -> PipelineOptions:
     """
     options = PipelineOptions([*_DEFAULTS, *argv])
     unknown: list[str] = []
+    known: list[str] = []
 
     def inspect(parser: argparse.ArgumentParser) -> None:
         parser.error = _refuse  # type: ignore[method-assign]  # argparse would print all of Beam's options
         unknown.extend(parser.parse_known_args(list(argv))[1])
+        known.extend(name for action in parser._actions for name in action.option_strings)
 
     options.get_all_options(add_extra_args_fn=inspect, retain_unknown_options=True)
     runner, workers = options.view_as(StandardOptions).runner, options.view_as(DirectOptions).direct_num_workers
@@ -55,7 +76,11 @@ def parse_options(argv: Sequence[str]) -> PipelineOptions:
     if workers < 0:
         raise UsageError(f"--direct_num_workers={workers}; choose a number from 1, or 0 for all cores")
     if unknown and runner not in _RUNNERS_WITH_OPTIONS_OF_THEIR_OWN:
-        raise UsageError(f"unknown option {unknown[0]}")
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1, cutoff=0.8)
+        raise UsageError(f"unknown option {unknown[0]}" + (f": did you mean {near[0]}?" if near else ""))
+    prism = options.view_as(PrismRunnerOptions).prism_location
+    if runner == "PrismRunner" and prism and "://" not in prism and not os.path.isfile(prism):
+        raise UsageError(f"--prism_location={prism} is no file; 'make engines' builds .engines/prism")
     return options
 
 
@@ -74,6 +99,40 @@ def check_output(options: PipelineOptions, output: str) -> None:
         )
 
 
+def check_servers(options: PipelineOptions) -> None:
+    """Looks for the servers that the options name: Beam would wait for them, for ever and without a word.
+
+    Raises:
+        UserError: nothing listens there.
+    """
+    named = options.view_as(PortableOptions)
+    job, pool = named.job_endpoint, named.environment_config
+    if not _listens(job):
+        raise UserError(f"nothing listens on --job_endpoint={job}; start the job server, as with 'make flink'")
+    # What is local to the engine is so to this program only where the engine runs here.
+    if named.environment_type == "EXTERNAL" and _is_local(job) and _is_local(pool) and not _listens(pool):
+        raise UserError(
+            f"nothing listens on --environment_config={pool}; start the worker pool: python -m "
+            f"apache_beam.runners.worker.worker_pool_main --service_port={pool.rpartition(':')[2]}"
+        )
+
+
+def _is_local(address: str | None) -> bool:
+    return address is not None and address.startswith(("localhost:", "127.0.0.1:"))
+
+
+def _listens(address: str | None) -> bool:
+    """Whether a server takes connections; true of what is no HOST:PORT, of which Beam has other forms."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdecimal():
+        return True
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
 def _refuse(message: str) -> NoReturn:
     raise UsageError(f"Beam option {message}")
 
@@ -84,7 +143,7 @@ def run(
     progress: Callable[[], int],
     total: int,
     title: str,
-) -> None:
+) -> collections.Counter[str]:
     """Builds and runs a pipeline to its end.
 
     Args:
@@ -94,44 +153,64 @@ def run(
         total: how many there will be.
         title: of the progress bar.
 
+    Returns:
+        The job's own counters, by name.
+
     Raises:
-        UserError: raised in a worker, or the job did not succeed.
+        UserError: raised in a worker, an engine that cannot be started, or the job did not succeed.
     """
+    name = options.view_as(StandardOptions).runner
     engine.limit_arenas()
     with quiet(), _progress_bar(progress, total, title), tempfile.NamedTemporaryFile() as worker_log:
         try:
             pipeline = beam.Pipeline(engine.create(options, worker_log.name), options)
             build(pipeline)
-            with engine.watch_workers():
-                state = pipeline.run().wait_until_finish()
+            result = pipeline.run()
+            state = result.wait_until_finish()
         except UserError:
             raise
         except Exception as error:
             if message := user_error(str(error)):
                 raise UserError(message) from error
+            if failure := _NO_ENGINE.search(str(error)):
+                raise UserError(
+                    f"--runner={name} cannot be started: {failure[0]}; the README's section on engines has commands "
+                    "that work"
+                ) from error
             sys.stderr.write(worker_log.read().decode(errors="replace"))
             raise
     if state not in (None, "DONE"):
-        raise UserError(f"the job ended in state {state} on {options.view_as(StandardOptions).runner}")
+        raise UserError(f"the job ended in state {state} on {name}")
+    counters = result.metrics().query(MetricsFilter().with_namespace(COUNTERS))["counters"]
+    return collections.Counter({counter.key.metric.name: counter.result for counter in counters})
+
+
+def describe_speed(done: int, total: int, seconds: float) -> str:
+    """How fast a job was, by what it did itself; the rest stood there before."""
+    if done == 0:
+        return f"all of it stood there and was checked, in {seconds:.0f} s"
+    some = "" if done == total else f"{done} of {total} done now, the others stood there; "
+    return f"{some}{done / seconds:.1f} images/s in {seconds:.0f} s"
 
 
 @contextlib.contextmanager
 def _progress_bar(progress: Callable[[], int], total: int, title: str) -> Iterator[None]:
-    """Shows finished shards on a terminal while the block runs."""
+    """Shows finished shards while the block runs: a bar on a terminal, else a line now and then."""
     done = threading.Event()
     with tqdm(total=total, unit="shard", desc=title, disable=None) as bar:
 
         def watch() -> None:
-            while not done.wait(_POLL_SECONDS):
-                bar.update(progress() - bar.n)
+            while not done.wait(_LOG_SECONDS if bar.disable else _POLL_SECONDS):
+                if bar.disable:
+                    _LOGGER.info("%s: %d of %d shards", title, progress(), total)
+                else:
+                    bar.update(progress() - bar.n)
 
         thread = threading.Thread(target=watch, daemon=True)
-        if not bar.disable:
-            thread.start()
+        thread.start()
         try:
             yield
             bar.update(total - bar.n)
         finally:
             done.set()
-            if thread.is_alive():
-                thread.join()
+            thread.join()

@@ -104,6 +104,7 @@ class WriteShard(beam.DoFn):
                 else:
                     last = ref
                     written[ref.source] += 1
+        beam.metrics.Metrics.counter("pictures", "converted").inc(len(refs))
         info = ShardInfo(name, writer.bytes, f"{writer.crc32c:08x}", writer.records)
         return ShardReport(shard, info, pictures, dict(written), rejects)
 

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -66,7 +66,7 @@ class FindMissing(beam.DoFn):
         self._directory = directory
         self._extractor = extractor
 
-    def process(self, shard: ShardInfo) -> Iterable[ShardInfo | beam.pvalue.TaggedOutput]:
+    def process(self, shard: ShardInfo) -> Iterable[ShardInfo | beam.pvalue.TaggedOutput[Literal["whole"], ShardInfo]]:
         """Sends a shard one way or the other."""
         name = features.sidecar_name(shard.name, self._extractor)
         report = JobFolder(self._directory).read_report(name, SidecarReport)

@@ -122,6 +122,17 @@ def check_disjoint(inputs: Sequence[Source]) -> None:
             raise UsageError(f"--source={second} lies within --source={first}; name only one of them")
 
 
+def check_outside(output: str, inputs: Sequence[Source]) -> None:
+    """Refuses an output within a source: the next job would take its files for pictures.
+
+    Raises:
+        UsageError: it lies there.
+    """
+    for source in inputs:
+        if f"{output}/".startswith(f"{source.path.rstrip('/')}/"):
+            raise UsageError(f"--output={output} lies within --source={source}; name a directory outside of it")
+
+
 class Part(NamedTuple):
     """A piece of a source that is listed in one go.
 

@@ -245,4 +245,4 @@ def _print_table(
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv))
+    cli.launch(main)

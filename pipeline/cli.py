@@ -4,8 +4,10 @@ Each command keeps its flags in an `absl.flags.FlagValues` of its own, so that `
 times in one process, and nothing below it can read a flag.
 """
 
+import atexit
 import contextlib
 import logging
+import os
 import re
 import signal
 import sys
@@ -22,6 +24,7 @@ from pipeline.errors import UsageError, UserError
 _CONFIG_FIELD = re.compile(r"--?(?:no)?config\.([^=]+)")
 _CONFIG_VALUE = re.compile(r"--?config\.([^=]+)=")
 _HELP = {"--help", "-h", "--helpfull", "--helpshort"}
+_TOLD_TO_STOP = 128  # and the signal's number: the exit status of a program that was told to stop
 _PACKAGES = ("pipeline", "beam_jobs", "trainer", "tools")
 
 
@@ -35,6 +38,22 @@ class Terminated(BaseException):
 
 class HelpRequested(Exception):
     """`--help` was given; the text is the message."""
+
+
+def launch(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Runs a command as this program, and ends the program with its exit status, as `run` gives it."""
+    status = 0
+
+    def end_at_once() -> None:
+        """Ends a program that was told to stop: threads that Beam or TensorFlow still have at work would abort it."""
+        if status > _TOLD_TO_STOP:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    atexit.register(end_at_once)  # before all others, so that it is called after them
+    status = run(main, sys.argv)
+    sys.exit(status)
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
@@ -61,10 +80,10 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         _say("interrupted")
-        return 130
+        return _TOLD_TO_STOP + signal.SIGINT
     except Terminated as signal_:
         _say(f"stopped by {signal_.signal.name}")
-        return 128 + signal_.signal
+        return _TOLD_TO_STOP + signal_.signal
     return 0
 
 

@@ -8,7 +8,6 @@ The sheet has for each example the picture as the model is to predict it, and th
 
 import io
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -156,4 +155,4 @@ def _title(each: Example) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv))
+    cli.launch(main)

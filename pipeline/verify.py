@@ -16,7 +16,6 @@ import json
 import logging
 import multiprocessing
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
@@ -220,4 +219,4 @@ def _opened(directory: str, info: FileInfo, advice: str = "make the dataset agai
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv))
+    cli.launch(main)

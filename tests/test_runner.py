@@ -151,7 +151,7 @@ def test_a_job_that_goes_well_says_nothing_of_its_workers(capfd):
 
 
 def test_a_worker_that_is_killed_is_one_line(capfd):
-    with pytest.raises(UserError, match="^a worker process was killed, or ran out of memory; start the job again"):
+    with pytest.raises(UserError, match="^a worker process was ended by SIGKILL, as when memory runs out; start"):
         run(die, "multi_processing")
     assert capfd.readouterr().err == ""
 

@@ -7,7 +7,6 @@ that no archive shows any of.
 """
 
 import io
-import sys
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -134,4 +133,4 @@ def jpeg(picture: Image.Image) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv))
+    cli.launch(main)

@@ -3,7 +3,6 @@
 python -m tools.sheet --truth=demo/held_out --colorized=demo/colorized --output=demo/colorized/sheet.png
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,4 +59,4 @@ def gray(rgb: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv))
+    cli.launch(main)

@@ -11,7 +11,6 @@ import errno
 import io
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -126,4 +125,4 @@ def _write_png(path: str, rgb: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv))
+    cli.launch(main)

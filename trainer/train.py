@@ -9,7 +9,6 @@ the multi-GPU path can be tried. The same command goes on where an interrupted r
 The working directory receives config.json, checkpoints and TensorBoard's events.
 """
 
-import sys
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -41,4 +40,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv))
+    cli.launch(main)

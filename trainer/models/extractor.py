@@ -41,8 +41,17 @@ class Extractor:
             )
         weights = None if config.feature_weights in (None, "none", "None") else config.feature_weights
         self.classes: int = config.feature_classes
+        self._random = weights is None
         self.model = create(weights, self.classes)
         self._lock = threading.Lock()
+
+    def warn_if_random(self) -> None:
+        """Says that the weights are random, if they are: for whoever begins a run or a job, once."""
+        if self._random:
+            _LOGGER.warning(
+                "WARNING: the feature extractor has RANDOM weights: it tells the decoder nothing of what a picture "
+                "shows. Set --config.model.feature_weights=imagenet, or to a weights file, for a real run."
+            )
 
     def __call__(self, l_299: tf.Tensor) -> tf.Tensor:
         """The scores of pictures: float32 [B, 299, 299, 3] in [-1, 1] to [B, classes], without a gradient."""
@@ -83,12 +92,7 @@ def create(weights: str | None, classes: int) -> keras.Model:
     Raises:
         UserError: the weights cannot be had or do not fit.
     """
-    if weights is None:
-        _LOGGER.warning(
-            "WARNING: the feature extractor has RANDOM weights: it tells the decoder nothing of what a picture shows. "
-            "Set --config.model.feature_weights=imagenet, or to a weights file, for a real run."
-        )
-    elif weights != IMAGENET and not os.path.isfile(weights):
+    if weights not in (None, IMAGENET) and not os.path.isfile(weights):
         raise UserError(f"model.feature_weights is '{weights}', which is no file; name a weights file, or '{IMAGENET}'")
     try:
         with warnings.catch_warnings():

@@ -29,6 +29,7 @@ class Koalarization(ColorModel):
         if not 0 < config.width_multiplier <= _WIDEST:
             raise UserError(f"model.width_multiplier is {config.width_multiplier}; choose above 0, at most {_WIDEST}")
         self.extractor = Extractor(config)
+        self.extractor.warn_if_random()
         self.network = build_network(config.feature_classes, config.width_multiplier)
 
     @property
