@@ -70,7 +70,8 @@ def embed(directory: str, config: ConfigDict, options: runner.PipelineOptions, o
     extractor.warn_if_random()
     fingerprint, classes = extractor.fingerprint, extractor.classes
     del extractor  # the workers build their own
-    with JobFolder(directory).claimed():
+    job = JobFolder(directory)
+    with job.claimed():
         found = manifest.read(directory, storage.open_binary)
         if found.features is not None and found.features.extractor != fingerprint and not overwrite:
             raise UserError(
@@ -98,6 +99,7 @@ def embed(directory: str, config: ConfigDict, options: runner.PipelineOptions, o
         for name in storage.names(directory):
             if features.is_sidecar_name(name) and name not in names:  # which dataset.json no longer names
                 storage.delete(FileSystems.join(directory, name))
+                job.delete_report(name)
         result = manifest.read(directory, storage.open_binary)
     seconds = time.monotonic() - start
     _LOGGER.info(

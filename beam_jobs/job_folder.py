@@ -5,7 +5,7 @@
     job/index/*.jsonl.gz                         the members of archives, so that they are listed only once
     job/claim.json                               while a job runs
 
-A dataset is read without it; it can be deleted, and a job then makes every shard anew.
+A dataset is read without it. Where it was deleted, a job makes every shard anew, and only with `--overwrite`.
 """
 
 import contextlib
@@ -60,8 +60,10 @@ class JobFolder:
             storage.make_directory(folder)
         with claim(self._folder):
             self._clean()
-            yield
-            self._clean()
+            try:
+                yield
+            finally:
+                self._clean()
 
     def _clean(self) -> None:
         for folder in (self._output, self._folder, self._reports, self.index):
@@ -127,6 +129,10 @@ class JobFolder:
         """Reports a shard that is complete."""
         with storage.create(self._report(shard)) as file:
             file.write(msgspec.json.encode(report))
+
+    def delete_report(self, shard: str) -> None:
+        """Deletes the report of a shard that is gone."""
+        storage.delete(self._report(shard))
 
     def _report(self, shard: str) -> str:
         return FileSystems.join(self._reports, f"{shard}.json")

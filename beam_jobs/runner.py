@@ -22,6 +22,7 @@ from apache_beam.options.pipeline_options import (
     PortableOptions,
     PrismRunnerOptions,
     StandardOptions,
+    TestOptions,
 )
 from apache_beam.runners import create_runner
 from tqdm import tqdm
@@ -73,6 +74,8 @@ def parse_options(argv: Sequence[str]) -> PipelineOptions:
     except (ValueError, ImportError) as error:
         raise UsageError(f"--runner={runner} cannot be used: {one_line(error)}") from error
     options.view_as(StandardOptions).runner = runner
+    if options.view_as(TestOptions).dry_run:
+        raise UsageError("--dry_run is not to be had of this job")
     if workers < 0:
         raise UsageError(f"--direct_num_workers={workers}; choose a number from 1, or 0 for all cores")
     if unknown and runner not in _RUNNERS_WITH_OPTIONS_OF_THEIR_OWN:

@@ -70,7 +70,12 @@ class FindMissing(beam.DoFn):
         """Sends a shard one way or the other."""
         name = features.sidecar_name(shard.name, self._extractor)
         report = JobFolder(self._directory).read_report(name, SidecarReport)
-        if report is not None and report.shard_crc32c == shard.crc32c and storage.holds(self._directory, report.info):
+        if (
+            report is not None
+            and report.shard_crc32c == shard.crc32c
+            and storage.has_size(self._directory, shard)
+            and storage.holds(self._directory, report.info)
+        ):
             yield beam.pvalue.TaggedOutput(self.WHOLE, report.info)
         else:
             yield shard
@@ -125,7 +130,7 @@ class ExtractorHandler(ModelHandler[ShardInfo, ShardFeatures, Extractor]):
         values = np.empty((shard.examples, features.VIEWS, model.classes), np.float32)
         path = FileSystems.join(self._directory, shard.name)
         if not storage.holds(self._directory, shard):
-            raise UserError(f"shard {path} is missing or damaged: its checksum differs; make the dataset again")
+            raise UserError(f"shard {path} is missing or damaged: its checksum differs; {manifest.MEND_SHARD}")
         try:
             with storage.open_binary(path) as file:
                 records = (example.decode(record, layout) for record in tfrecord.read(file))
@@ -136,7 +141,7 @@ class ExtractorHandler(ModelHandler[ShardInfo, ShardFeatures, Extractor]):
             if len(keys) != shard.examples:
                 raise ValueError(f"{len(keys)} examples, {shard.examples} were written")
         except ValueError as error:
-            raise UserError(f"shard {path} is damaged: {one_line(error)}; make the dataset again") from error
+            raise UserError(f"shard {path} is damaged: {one_line(error)}; {manifest.MEND_SHARD}") from error
         return ShardFeatures(shard, keys, values)
 
 

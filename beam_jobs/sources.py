@@ -19,6 +19,7 @@ from beam_jobs import storage, tar
 from pipeline.errors import UsageError, UserError, one_line
 
 _GLANCE = 1000  # files, which Cloud Storage lists in one request
+_COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 _WILDCARDS = re.compile(r"[*?\[]")
 
 
@@ -71,7 +72,8 @@ def _identify_imagenet(name: str) -> tuple[str, str] | None:
 
 def _identify_any(name: str) -> tuple[str, str] | None:
     """Every file that is not hidden: what it holds is for the decoder to say."""
-    return None if "/." in name else (name, "")
+    hidden = any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+    return None if hidden else (name, "")
 
 
 KINDS = {
@@ -108,6 +110,8 @@ def parse_source(text: str) -> Source:
     kind, separator, path = text.partition(":")
     if not separator or not path or kind not in KINDS:
         raise UsageError(f"--source={text} is not KIND:PATH with KIND one of {', '.join(KINDS)}")
+    if path.lower().endswith(_COMPRESSED):
+        raise UsageError(f"--source={text} is a compressed archive, of which no part can be read by itself; unpack it")
     return Source(kind, storage.absolute(path))
 
 
@@ -242,6 +246,8 @@ def _members(file: BinaryIO, part: Part) -> Iterator[tar.Member]:
 def _reading(source: Source) -> Iterator[None]:
     """Turns what can be wrong with an archive into one line."""
     try:
+        if "://" not in source.path and os.path.exists(source.path) and not os.path.isfile(source.path):
+            raise OSError("it is no file")  # reading from a pipe might never end
         yield
     except (tarfile.TarError, ValueError, OverflowError) as error:  # the latter of numbers in a damaged header
         raise UserError(f"source {source} is not a complete, uncompressed tar archive: {error}") from error

@@ -151,16 +151,20 @@ def names(directory: str) -> set[str]:
     return {FileSystems.split(metadata.path)[1] for metadata in result.metadata_list}
 
 
-def holds(directory: str, info: FileInfo) -> bool:
-    """Whether a file of a directory is, byte for byte, what was written."""
-    path = FileSystems.join(directory, info.name)
+def has_size(directory: str, info: FileInfo) -> bool:
+    """Whether a file of a directory is there, and as large as what was written."""
     try:
-        if stat(path).size != info.bytes:
-            return False
-        with open_binary(path) as file:
-            return f"{tfrecord.checksum(file):08x}" == info.crc32c
+        return stat(FileSystems.join(directory, info.name)).size == info.bytes
     except FileNotFoundError:
         return False
+
+
+def holds(directory: str, info: FileInfo) -> bool:
+    """Whether a file of a directory is, byte for byte, what was written."""
+    if not has_size(directory, info):
+        return False
+    with open_binary(FileSystems.join(directory, info.name)) as file:
+        return f"{tfrecord.checksum(file):08x}" == info.crc32c
 
 
 def delete(path: str) -> None:

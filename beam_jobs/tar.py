@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 SUFFIX = ".tar"
 _BLOCK_BYTES = 512
+_LARGEST_PADDING = 1 << 20  # after the end; tar fills up to 10 kB, or to what -b says
 
 
 class Member(NamedTuple):
@@ -57,7 +58,7 @@ class _Window(io.RawIOBase):
 def members(file: BinaryIO, start: int, length: int) -> Iterator[Member]:
     """Lists the regular files of an uncompressed tar archive.
 
-    One pass over the headers, in flat memory.
+    One pass over the headers, in flat memory. Links are listed as empty files, so that none goes uncounted.
 
     Args:
         file: a seekable file; it can be listed by several generators in turn, not by several threads.
@@ -75,13 +76,19 @@ def members(file: BinaryIO, start: int, length: int) -> Iterator[Member]:
             archive.members.clear()  # type: ignore[attr-defined]  # the listing that tarfile keeps would grow with the archive
             if info.size < 0 or info.offset_data + info.size > length:
                 raise tarfile.ReadError(f"member {info.name!r} of {info.size} bytes at byte {info.offset} of {length}")
-            if info.isreg():
-                yield Member(info.name, start + info.offset_data, info.size)
-        _check_end(window, archive.offset)
+            if info.isreg() or info.islnk() or info.issym():
+                yield Member(info.name, start + info.offset_data, info.size if info.isreg() else 0)
+        _check_end(window, archive.offset, length)
 
 
-def _check_end(window: _Window, offset: int) -> None:
-    """Tarfile takes a damaged header for the end of the archive; the true end is a block of zeros."""
+def _check_end(window: _Window, offset: int, length: int) -> None:
+    """The end is a block of zeros and no more than padding after it.
+
+    Tarfile takes a damaged header for the end as well, and a hole, as an unfinished download leaves.
+    """
     window.seek(offset)
     if window.read(_BLOCK_BYTES) != bytes(_BLOCK_BYTES):
         raise tarfile.ReadError(f"no member and no end of the archive at byte {offset}")
+    rest = length - offset
+    if rest > _LARGEST_PADDING or any(window.read(rest)):
+        raise tarfile.ReadError(f"it ends at byte {offset}, {rest} bytes before the end of the file")

@@ -6,6 +6,7 @@ times in one process, and nothing below it can read a flag.
 
 import atexit
 import contextlib
+import difflib
 import logging
 import os
 import re
@@ -174,11 +175,25 @@ def parse(values: flags.FlagValues, argv: Sequence[str], help_text: str | None, 
         rest = values(_last_of_each_field(argv), known_only=known_only)[1:]
         if "config" in values:
             config.check(values.config, f"--config={config_flags.get_config_filename(values['config'])}")
+        _check_unknown(rest, values)
     except UserError as error:
         raise UsageError(str(error)) from error
     except Exception as error:  # absl has a class of errors of its own, ml_collections raises any
         raise UsageError(_last_line(error)) from error
     return rest
+
+
+def _check_unknown(rest: Sequence[str], values: flags.FlagValues) -> None:
+    """Refuses what is hardly another program's option, but a slip in one of ours.
+
+    Raises:
+        UsageError: the first such.
+    """
+    for argument in rest:
+        name = argument.partition("=")[0]
+        near = difflib.get_close_matches(name, [f"--{each}" for each in values], n=1, cutoff=0.85)
+        if near and near[0] != name:
+            raise UsageError(f"unknown option {name}: did you mean {near[0]}?")
 
 
 def _check_config_arguments(argv: Sequence[str]) -> None:

@@ -4,6 +4,8 @@
 """
 
 import difflib
+import errno
+import os
 import runpy
 from collections.abc import Iterable
 from typing import Any
@@ -23,6 +25,8 @@ def load(path: str) -> ConfigDict:
         UserError: there is no such file, it fails, or it returns something else.
     """
     try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, "a folder")
         config = runpy.run_path(path)["get_config"]()
     except OSError as error:
         raise UserError(

@@ -42,6 +42,20 @@ def names(directory: str) -> list[str]:
         return tf.io.gfile.listdir(directory)
 
 
+def make_parents(path: str) -> None:
+    """Makes the folder of a file; remote ones need none.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    if "://" in path:
+        return
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder of {path} cannot be made: {one_line(error)}; name another") from error
+
+
 def write(path: str, content: bytes) -> None:
     """Writes a file; whoever finds its name finds the whole of it, and a failure leaves nothing behind.
 

@@ -37,13 +37,16 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_integer("seed", 0, "Other examples for another seed.", lower_bound=0, flag_values=values)
     if rest := cli.parse(values, argv, __doc__):
         raise UsageError(f"unexpected argument {rest[0]}")
-    cli.require(values, "data")
+    cli.require(values, "data", "output")
+    if not values.output.endswith(".png"):
+        raise UsageError(f"--output={values.output}; name a .png")
     found = manifest.read(values.data)
     print(describe(found))
     shown = list(sample(values.data, found, values.split, values.examples, values.seed))
     if not shown:
         raise UserError(f"the {values.split} split of {values.data} is empty; choose another --split")
     print(describe_values(shown))
+    files.make_parents(values.output)
     files.write(values.output, draw(shown))
     print(f"{len(shown)} examples of the {values.split} split drawn in {values.output}")
 

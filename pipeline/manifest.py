@@ -21,6 +21,8 @@ from pipeline.shards import SPLITS, Partition
 FILE_NAME = "dataset.json"
 REJECTS_FILE_NAME = "rejects.jsonl"
 SCHEMA_VERSION = 2
+MEND_SHARD = "run beam_jobs.preprocess again as before: it makes anew what is damaged"
+MEND_SIDECAR = "run beam_jobs.embed again as before: it makes anew what is damaged"
 _SEAL = "crc32c"
 _Count = Annotated[int, Meta(ge=0)]
 
@@ -127,7 +129,7 @@ class Manifest:
         try:
             fields = json.loads(text)
             version = fields["schema_version"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path} is not a dataset manifest ({error!r}); make the dataset again") from error
         if version != SCHEMA_VERSION:
             raise UserError(

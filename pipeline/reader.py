@@ -72,9 +72,9 @@ class Dataset:
     def _shards(self) -> Iterator[tuple[ShardInfo, str]]:
         """All files of the dataset, and what to do if one is no good."""
         for split in self.manifest.splits.values():
-            yield from ((shard, "make the dataset again") for shard in split.shards)
+            yield from ((shard, manifest.MEND_SHARD) for shard in split.shards)
         for sidecars in self.manifest.features.shards.values() if self.manifest.features else ():
-            yield from ((sidecar, "run beam_jobs.embed again") for sidecar in sidecars)
+            yield from ((sidecar, manifest.MEND_SIDECAR) for sidecar in sidecars)
 
 
 def open_dataset(directory: str) -> Dataset:

@@ -72,13 +72,15 @@ def verify(directory: str) -> Manifest:
             for job, by_source in zip(jobs, pool.map(_verify_shard, jobs), strict=True):
                 written[job.shard.split].update(by_source)
                 bar.update(job.info.bytes + (job.sidecar.bytes if job.sidecar else 0))
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise UserError("a process of verify was killed, as when memory runs out; start it again") from error
         finally:
             pool.shutdown(cancel_futures=True)
     for split in SPLITS:
         if written[split] != collections.Counter(found.splits[split].written):
             raise UserError(
                 f"the {split} split of {directory} holds {dict(written[split])} by source, dataset.json says "
-                f"{found.splits[split].written}; make the dataset again"
+                f"{found.splits[split].written}; {manifest.MEND_SHARD}"
             )
     _LOGGER.info("%s: %d examples in %d shards, %d bytes, all as written", directory, found.examples, len(jobs), size)
     return found
@@ -103,7 +105,7 @@ def _check_rejects(directory: str, found: Manifest) -> None:
             by_reason[reason] = by_reason.get(reason, 0) + 1
     if seen != {split: found.splits[split].rejected for split in SPLITS}:
         raise UserError(
-            f"{directory}/{found.rejects.name} names others than dataset.json counts; make the dataset again"
+            f"{directory}/{found.rejects.name} names others than dataset.json counts; {manifest.MEND_SHARD}"
         )
 
 
@@ -136,7 +138,7 @@ def _verify_shard(job: _Job) -> dict[str, int]:
 def _verify_sidecar(job: _Job, info: ShardInfo, keys: Sequence[str]) -> None:
     """Verifies that a sidecar holds the features of the examples of these keys, in their order."""
     offset = count = 0
-    with _opened(job.directory, info, "run beam_jobs.embed again") as file:
+    with _opened(job.directory, info, manifest.MEND_SIDECAR) as file:
         try:
             for record in tfrecord.read(file):
                 key, _ = features.decode(record, job.classes)
@@ -148,7 +150,7 @@ def _verify_sidecar(job: _Job, info: ShardInfo, keys: Sequence[str]) -> None:
         except ValueError as error:
             raise UserError(
                 f"{job.directory}/{info.name} is damaged, record {count} at byte {offset}: {one_line(error)}; "
-                "run beam_jobs.embed again"
+                f"{manifest.MEND_SIDECAR}"
             ) from error
 
 
@@ -169,12 +171,12 @@ def _verify_examples(job: _Job, keys: list[str]) -> dict[str, int]:
         except ValueError as error:
             raise UserError(
                 f"shard {job.directory}/{job.info.name} is damaged, record {sum(written.values())} at byte {offset}: "
-                f"{one_line(error)}; make the dataset again"
+                f"{one_line(error)}; {manifest.MEND_SHARD}"
             ) from error
     if sum(written.values()) != job.info.examples:
         raise UserError(
             f"shard {job.directory}/{job.info.name} holds {sum(written.values())} examples, {job.info.examples} were "
-            "written; make the dataset again"
+            f"written; {manifest.MEND_SHARD}"
         )
     return dict(written)
 
@@ -201,7 +203,7 @@ def _check_place(key: str, job: _Job, last: tuple[int, str] | None) -> tuple[int
 
 
 @contextlib.contextmanager
-def _opened(directory: str, info: FileInfo, advice: str = "make the dataset again") -> Iterator[BinaryIO]:
+def _opened(directory: str, info: FileInfo, advice: str = manifest.MEND_SHARD) -> Iterator[BinaryIO]:
     """Opens a file, and looks when the block has read it whether it is what was written."""
     path = os.path.join(directory, info.name)
     try:

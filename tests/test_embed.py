@@ -76,6 +76,16 @@ def test_features_are_those_of_a_direct_call(embedded, config):
     check_features(embedded, config, 1e-4)
 
 
+def test_embedding_says_what_it_did_and_nothing_else(folder, config, capsys):
+    """Beam's inference warns of what nobody can mend."""
+    assert run(folder) == 0
+    warning, report = capsys.readouterr().err.splitlines()
+    assert warning.startswith("WARNING: the feature extractor has RANDOM weights")
+    assert " images/s in " in report
+    assert run(folder) == 0
+    assert "; all of it stood there and was checked, in " in capsys.readouterr().err
+
+
 def test_the_manifest_knows_them(embedded, config):
     found = manifest.read(str(embedded))
     assert (
@@ -166,6 +176,12 @@ def test_preprocessing_again_keeps_them(pictures, tmp_path, config):
     assert preprocess(*argv, "--config.seed=1", "--overwrite") == 0
     assert not stored(tmp_path / "out")
     assert manifest.read(str(tmp_path / "out")).features is None
+
+
+def test_a_shard_that_is_gone_is_noticed_beside_its_sidecar(embedded, capsys):
+    next(embedded.glob("train-*.tfrecord")).unlink()
+    assert run(embedded) == 1
+    assert ".tfrecord is missing or damaged: its checksum differs; run beam_jobs.preprocess again" in error_of(capsys)
 
 
 def test_another_extractor_is_refused_unless_it_may_replace(embedded, config, capsys):

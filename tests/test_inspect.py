@@ -67,11 +67,16 @@ def test_the_command_tells_and_draws(compact_dataset, tmp_path, capsys):
     assert f"L  mean {(pixels.mean() + 1) * 50:6.1f}, standard deviation {pixels.std() * 50:5.1f}" in text
     assert Image.open(tmp_path / "sheet.png").format == "PNG"
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+    assert run(compact_dataset, f"--output={tmp_path}/made/sheet.png", "--examples=1") == 0
+    assert (tmp_path / "made/sheet.png").exists()
 
 
 def test_mistakes_are_one_line(compact_dataset, tmp_path, capsys):
-    assert run(compact_dataset, f"--output={tmp_path}/absent/sheet.png") == 1
-    assert "absent/sheet.png cannot be written" in error_of(capsys)
+    (tmp_path / "file").write_text("")
+    assert run(compact_dataset, f"--output={tmp_path}/file/sheet.png") == 1
+    assert "the folder of" in error_of(capsys)
+    assert run(compact_dataset, f"--output={tmp_path}/sheet.jpg") == 2
+    assert "sheet.jpg; name a .png" in error_of(capsys)
     assert cli.run(inspect.main, ["inspect", f"--data={tmp_path}"]) == 1
     assert "is no dataset" in error_of(capsys)
     assert run(compact_dataset, "--examples=0") == 2

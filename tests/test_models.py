@@ -143,7 +143,11 @@ class TestExtractor:
 
     def test_random_weights_are_said_loudly(self, caplog, monkeypatch):
         monkeypatch.setattr(keras.applications, "InceptionResNetV2", lambda **_: keras.Sequential())
-        extractor.create(None, 1000)
+        fields = koalarization.get_config().model
+        extractor.Extractor(fields).warn_if_random()
+        assert not caplog.records
+        fields.feature_weights = None
+        extractor.Extractor(fields).warn_if_random()
         assert "RANDOM weights" in caplog.text
         assert caplog.records[0].levelname == "WARNING"
 

@@ -1,4 +1,5 @@
 import re
+import types
 
 from beam_jobs import blocks, plan, sources
 from beam_jobs.sources import parse_source
@@ -43,9 +44,9 @@ def test_dry_run_writes_nothing(pictures, tmp_path, capsys):
     assert run(source, f"--output={tmp_path}/out", "--dry_run") == 0
     text = capsys.readouterr().out
     assert re.search(r"train +4\d pictures of places365", text)
-    assert re.search(r"train +4 shards of .* MB, .* MB in all", text)
-    assert re.search(r"rejects +none, of 48 that were tried", text)
-    assert re.search(r"takes +0.00 core hours, \d+\.\d ms for a picture", text)
+    assert re.search(r"train +4 shards of .* MB, .* MB without rejects", text)
+    assert re.search(r"rejects +none of 48 that were tried", text)
+    assert re.search(r"takes +\d\.\d seconds of one core, \d+\.\d ms a picture; \d\.\d seconds on", text)
     assert not (tmp_path / "out").exists()
 
 
@@ -55,5 +56,24 @@ def test_rejects_are_foretold(tmp_path, capsys):
     (tmp_path / "gray.png").write_bytes(encoded(noise(40, 40)[..., 0]))
     found = plan.make_plan([parse_source(f"images:{tmp_path}")], DatasetSpec.from_config(demo.get_config()))
     assert found.rejected == {Reason.GRAYSCALE: 1}
+    argv = (f"--source=images:{tmp_path}", "--output=/tmp/elsewhere", "--dry_run")
+    assert run(*argv) == 0
+    assert run(*argv, "--max_reject_fraction=0.2") == 1
+    assert "the job would fail: 1 of 4 pictures that were tried are rejected, more than" in error_of(capsys)
     assert run("--source=images:/absent", f"--output={tmp_path}/out", "--dry_run") == 1
     assert "matches nothing" in error_of(capsys)
+
+
+def test_a_disk_that_is_too_small_is_foretold(tmp_path, capsys, monkeypatch):
+    (tmp_path / "one.png").write_bytes(encoded(noise(40, 40)))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    argv = (f"--source=images:{tmp_path}/one.png", f"--output={tmp_path}/out/data", "--dry_run")
+    assert run(*argv) == 1
+    assert f"it writes 838 kB, and 1 kB are free in {tmp_path}/out/data" in error_of(capsys)
+
+
+def test_another_dataset_in_the_output_is_foretold(compact_dataset, pictures, capsys):
+    argv = (f"--source=places365:{pictures}/archives/val_256.tar", f"--output={compact_dataset.directory}", "--dry_run")
+    assert run(*argv) == 1
+    assert "holds another dataset: " in error_of(capsys)
+    assert run(*argv, "--overwrite") == 0

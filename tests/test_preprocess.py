@@ -2,6 +2,7 @@ import itertools
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -206,6 +207,33 @@ def test_resize_mode_is_used_and_recorded(tmp_path, mode):
     assert white_rows == (112 if mode == "pad" else 0)
 
 
+def test_what_stood_there_is_told_from_what_was_done(tmp_path, capsys):
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for number in range(9):
+        (photos / f"{number}.png").write_bytes(encoded(noise(40, 40, number)))
+    argv = (f"--source=images:{photos}", f"--output={output}", "--config.dataset.validation_fraction=0")
+    assert run(*argv) == 0
+    assert re.search(r"; 0 of 9 pictures rejected; \d+\.\d images/s in \d+ s\n$", capsys.readouterr().err)
+    largest = max(output.glob("*.tfrecord"), key=lambda path: path.stat().st_size)
+    largest.unlink()
+    assert run(*argv) == 0
+    assert re.search(r"; [1-8] of 9 done now, the others stood there; \d+\.\d images/s", capsys.readouterr().err)
+    assert run(*argv) == 0
+    assert "; all of it stood there and was checked, in " in capsys.readouterr().err
+
+
+def test_a_first_mistake_does_not_take_the_output(tmp_path, capsys):
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "one.png").write_bytes(encoded(noise(40, 40)))
+    option = "--config.dataset.validation_fraction=0"
+    assert run(f"--source=images:{tmp_path}/text.png", f"--output={tmp_path}/out", option) == 1
+    assert "no picture for the train split" in error_of(capsys)
+    assert run(f"--source=images:{tmp_path}/one.png", f"--output={tmp_path}/out", option) == 0
+    assert run(f"--source=images:{tmp_path}/text.png", f"--output={tmp_path}/out", option) == 1
+    assert f"sources was images:{tmp_path}/one.png, not images:{tmp_path}/text.png" in error_of(capsys)
+
+
 class TestMistakes:
     """Each ends with one line and a status other than 0, and leaves no file under a final name."""
 
@@ -217,7 +245,12 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("option", "message"),
         [
-            ("--sorce=images:/x", "unknown option --sorce=images:/x"),
+            ("--sorce=images:/x", "unknown option --sorce: did you mean --source?"),
+            ("--direct_num_worker=2", "unknown option --direct_num_worker=2: did you mean --direct_num_workers?"),
+            ("--quiet", "unknown option --quiet"),
+            ("--prism_location=/absent --runner=PrismRunner", "--prism_location=/absent is no file; 'make engines'"),
+            ("--source=images:photos.tar.gz", "photos.tar.gz is a compressed archive"),
+            ("--config=configs", "--config=configs cannot be read (a folder)"),
             ("--config.sed=1", "no configuration field 'sed': did you mean 'seed'?"),
             ("--config.dataset.sharts=1", "no configuration field 'dataset.sharts'"),
             ("--config.seed=one", "--config.seed=one: invalid literal for int"),
@@ -229,8 +262,26 @@ class TestMistakes:
         ],
     )
     def test_command_line(self, capsys, tmp_path, source, option, message):
-        assert run(source, f"--output={tmp_path}/out", option) == 2
+        assert run(source, f"--output={tmp_path}/out", *option.split()) == 2
         assert message in error_of(capsys)
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("output", ["", "/sub/data"])
+    def test_an_output_within_a_source(self, capsys, tmp_path, source, output):
+        assert run(f"--source=images:{tmp_path}", f"--output={tmp_path}{output}") == 2
+        assert f"--output={tmp_path}{output} lies within --source=images:{tmp_path}" in error_of(capsys)
+        assert [path.name for path in tmp_path.iterdir()] == ["one.png"]
+
+    def test_servers_that_are_not_there(self, capsys, tmp_path, source):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+            argv = (source, f"--output={tmp_path}/out", "--runner=PortableRunner", "--environment_type=EXTERNAL")
+            assert run(*argv, f"--job_endpoint=localhost:{port}", "--environment_config=localhost:1") == 1
+            assert f"nothing listens on --job_endpoint=localhost:{port}; start the job server" in error_of(capsys)
+            listener.listen()
+            assert run(*argv, f"--job_endpoint=localhost:{port}", "--environment_config=localhost:1") == 1
+            assert "nothing listens on --environment_config=localhost:1; start the worker pool" in error_of(capsys)
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ class TestRefuses:
 
     def test_missing_shard(self, copy):
         os.remove(copy / "train-00003-of-00007.tfrecord")
-        self.refused(copy, "train-00003-of-00007.tfrecord is missing; make the dataset again")
+        self.refused(copy, "train-00003-of-00007.tfrecord is missing; run beam_jobs.preprocess again")
 
     def test_shard_cut_short(self, copy):
         path = copy / "train-00002-of-00007.tfrecord"

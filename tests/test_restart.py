@@ -19,6 +19,13 @@ from tests.test_preprocess import content, error_of, run
 OPTIONS = ("--config.dataset.layout=compact", "--config.dataset.train_shards=7")
 
 
+# A shell's background jobs, as this test may be one, ignore interrupts.
+STOPPABLE = (
+    "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[:] = sys.argv[1:]; "
+    "runpy.run_module(sys.argv[0], run_name='__main__')"
+)
+
+
 @pytest.fixture
 def sources(pictures):
     archives = pictures / "archives"
@@ -158,6 +165,26 @@ def test_killed_and_started_again_the_bytes_are_the_same(sources, compact_datase
     expected = content(Path(compact_dataset.directory))
     argv = (*sources, *OPTIONS, f"--direct_running_mode={mode}", "--direct_num_workers=2")
     kill_and_restart(argv, expected, tmp_path / "out", kills=2, seed=1)
+
+
+@pytest.mark.parametrize("mode", ["multi_threading", "multi_processing"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_it_stops_at_once_with_all_of_its_processes(sources, tmp_path, mode, number):
+    """While it writes: Beam's threads, left to themselves, abort the process then, and its processes go on."""
+    output = tmp_path / "out"
+    command = [sys.executable, "-c", STOPPABLE, "beam_jobs.preprocess", "--config=configs/demo.py", *sources]
+    argv = (f"--output={output}", f"--direct_running_mode={mode}", "--direct_num_workers=2")
+    with subprocess.Popen([*command, *argv], stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while not list(output.glob("*.tmp")):
+            assert process.poll() is None
+            time.sleep(0.005)
+        os.killpg(process.pid, number)
+        message = process.communicate(timeout=20)[1]
+    assert process.returncode == 128 + number
+    assert message == ("error: interrupted\n" if number == signal.SIGINT else "error: stopped by SIGTERM\n")
+    assert not (output / "job/claim.json").exists()
+    with pytest.raises(ProcessLookupError):  # nobody is left of them
+        os.killpg(process.pid, 0)
 
 
 @pytest.mark.slow

@@ -218,3 +218,18 @@ def test_a_broken_link_is_listed_so_that_it_is_accounted_for(tmp_path):
     root = tree(tmp_path / "photos", "a.jpg")
     (root / "gone.jpg").symlink_to(tmp_path / "nowhere")
     assert [ref.key for ref in refs("images", root)] == ["images/photos/a.jpg", "images/photos/gone.jpg"]
+
+
+def test_names_that_begin_with_a_dot_are_hidden_everywhere(tmp_path):
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        for name in (".hidden.jpg", "a/._b.jpg", ".git/c.jpg", "a/../d.jpg", "./e.jpg", "f.jpg"):
+            archive.addfile(tarfile.TarInfo(name))
+    assert [ref.key for ref in sources.list_pictures(sources.parse_source(f"images:{tmp_path}/photos.tar"))] == [
+        "images/a/../d.jpg", "images/./e.jpg", "images/f.jpg"
+    ]  # fmt: skip
+
+
+def test_a_pipe_in_the_place_of_an_archive_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "photos.tar")
+    with pytest.raises(UserError, match="photos.tar cannot be read: it is no file"):
+        list(sources.list_pictures(sources.parse_source(f"images:{tmp_path}/photos.tar")))

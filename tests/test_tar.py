@@ -104,3 +104,29 @@ def test_listing_keeps_no_members():
         patch.setattr(tarfile, "open", spy)
         for _ in tar.members(file, 0, len(data)):
             assert len(opened[0].members) <= 1
+
+
+@pytest.mark.parametrize("hole", [b"", b"more"])
+def test_a_hole_is_not_taken_for_the_end(hole):
+    """As an unfinished download leaves in a file of the final size."""
+    data = archive({f"{number}.jpg": b"content" * 100 for number in range(10)})
+    half = len(data) // 2 // 512 * 512
+    filled = data[:half] + bytes(2 << 20) + hole
+    with pytest.raises(tarfile.TarError, match="it ends at byte .* before the end of the file"):
+        contents(filled)
+
+
+def test_what_follows_the_end_is_said():
+    data = archive(FILES)
+    with pytest.raises(tarfile.TarError, match="it ends at byte"):
+        contents(data + archive(FILES))
+
+
+def test_links_are_counted_as_empty_files():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as made:
+        for name, kind in (("hard.jpg", tarfile.LNKTYPE), ("soft.jpg", tarfile.SYMTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "first.jpg"
+            made.addfile(info)
+    assert contents(buffer.getvalue()) == {"hard.jpg": b"", "soft.jpg": b""}

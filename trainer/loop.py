@@ -126,7 +126,7 @@ def _stored_features(model: ColorModel, dataset: Dataset) -> bool:
         raise UserError(
             f"{dataset.directory} has features of extractor {stored.extractor}, the configuration names "
             f"{model.extractor_fingerprint}; set --config.model and --config.seed as they were for beam_jobs.embed, "
-            "or run it again"
+            "or run that again with --overwrite"
         )
     _LOGGER.info("features: as stored in %s, of extractor %s", dataset.directory, stored.extractor)
     return True

@@ -58,9 +58,9 @@ def load(workdir: str) -> tuple[ConfigDict, Manifest]:
     Raises:
         UserError: there is no run, or its files are damaged.
     """
-    path = _path(workdir, _CONFIG)
+    path, text = _path(workdir, _CONFIG), _read(workdir, _CONFIG)
     try:
-        settings = ConfigDict(json.loads(_read(workdir, _CONFIG)))
+        settings = ConfigDict(json.loads(text))
         config.check(settings, path)
     except (ValueError, TypeError, AttributeError, UserError) as error:  # what it is made of may be anything
         raise UserError(
