@@ -34,7 +34,8 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.name = "koalarization"
     config.model.width_multiplier = 1.0  # of the filters of every trainable layer but the last
-    # "imagenet" is downloaded by Keras; a path names a weights file; None ("none" in an override) leaves them random.
+    # "imagenet" is downloaded by Keras; a path names a Keras weights file or TF-Slim's checkpoint; None ("none" in an
+    # override) leaves them random.
     config.model.feature_weights = config_dict.FieldReference("imagenet", field_type=str)
     config.model.feature_classes = 1000  # outputs of the extractor: 1001 for weights with a background class
 

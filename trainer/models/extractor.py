@@ -16,6 +16,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from pipeline.errors import UserError, one_line
+from trainer.models import slim
 
 _LOGGER = logging.getLogger(__name__)
 IMAGENET = "imagenet"
@@ -83,7 +84,8 @@ def create(weights: str | None, classes: int) -> keras.Model:
     """Builds the extractor.
 
     Args:
-        weights: "imagenet" (downloaded by Keras), the path of a Keras weights file, or None for random weights.
+        weights: "imagenet" (downloaded by Keras), the path of a Keras weights file or of TF-Slim's checkpoint, or None
+            for random weights.
         classes: outputs: 1000, or 1001 for weights trained with a background class.
 
     Returns:
@@ -92,6 +94,10 @@ def create(weights: str | None, classes: int) -> keras.Model:
     Raises:
         UserError: the weights cannot be had or do not fit.
     """
+    if weights not in (None, IMAGENET) and slim.is_checkpoint(weights):
+        model = create(None, classes)
+        slim.load(model, weights)
+        return model
     if weights not in (None, IMAGENET) and not os.path.isfile(weights):
         raise UserError(f"model.feature_weights is '{weights}', which is no file; name a weights file, or '{IMAGENET}'")
     try:
