@@ -35,7 +35,7 @@ demo: setup
 test: setup
 	$(RUN) pytest tests
 
-# What takes minutes: a job killed twenty times, mutated pictures, the memory of 200,000 of them.
+# What takes minutes: a job killed twenty times, mutated pictures, the memory of 200,000 of them, training in float64.
 test-slow: setup
 	$(RUN) pytest tests -m slow
 

@@ -1,3 +1,6 @@
+import glob
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -25,7 +28,7 @@ def test_network_and_optimizer_come_back(tmp_path):
     step(network, optimizer)
     Checkpoints(str(tmp_path)).save(1, network, optimizer, keep=3)
     other_network, other_optimizer = state()
-    Checkpoints(str(tmp_path)).restore(1, other_network, other_optimizer)
+    assert Checkpoints(str(tmp_path)).restore(other_network, other_optimizer) == 1
     for _ in range(3):
         step(network, optimizer)
         step(other_network, other_optimizer)
@@ -39,7 +42,7 @@ def test_network_alone_comes_back(tmp_path):
     step(network, optimizer)
     Checkpoints(str(tmp_path)).save(1, network, optimizer, keep=3)
     other, _ = state()
-    Checkpoints(str(tmp_path)).restore(1, other)
+    assert Checkpoints(str(tmp_path)).restore(other) == 1
     np.testing.assert_array_equal(other.get_weights()[0], network.get_weights()[0])
 
 
@@ -74,7 +77,7 @@ def test_a_folder_of_another_step_is_refused(tmp_path):
     checkpoints.save(1, network, optimizer, keep=2)
     (tmp_path / "checkpoints/step-00000001").rename(tmp_path / "checkpoints/step-99999999")
     with pytest.raises(UserError, match="step-99999999 is damaged or of another model: it holds step 0"):
-        checkpoints.restore(99999999, network, optimizer)
+        checkpoints.restore(network, optimizer)
 
 
 def test_another_network_is_refused(tmp_path):
@@ -82,5 +85,67 @@ def test_another_network_is_refused(tmp_path):
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.save(1, network, optimizer, keep=2)
     with pytest.raises(UserError, match="step-00000001 is damaged or of another model") as caught:
-        checkpoints.restore(1, state(units=4)[0])
+        checkpoints.restore(state(units=4)[0])
     assert "\n" not in str(caught.value)
+
+
+def damaged(path):
+    """The files of a checkpoint in the ways in which they can be lost: cut short, a bit turned, gone."""
+    (data,) = path.glob("*.data-*")
+    content = data.read_bytes()
+    yield lambda: data.write_bytes(content[:10])
+    yield lambda: data.write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])
+    yield lambda: data.unlink()
+    yield lambda: shutil.rmtree(path) or path.mkdir()
+
+
+@pytest.mark.parametrize("way", range(4))
+def test_a_damaged_newest_one_is_passed_over_and_written_anew(tmp_path, caplog, way):
+    network, optimizer = state()
+    checkpoints = Checkpoints(str(tmp_path))
+    for number in (1, 2):
+        step(network, optimizer)
+        checkpoints.save(number, network, optimizer, keep=3)
+    expected, _ = state()
+    assert checkpoints.restore(expected) == 2
+    list(damaged(tmp_path / "checkpoints/step-00000002"))[way]()
+    other, other_optimizer = state()
+    assert checkpoints.restore(other, other_optimizer) == 1
+    assert "step-00000002 is damaged or of another model" in caplog.text
+    assert "the one of step 1 is taken in its place" in caplog.text
+    step(other, other_optimizer)
+    checkpoints.save(2, other, other_optimizer, keep=3)
+    again, _ = state()
+    assert checkpoints.restore(again) == 2
+    for one, two in zip(expected.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_none_that_is_whole(tmp_path):
+    network, optimizer = state()
+    checkpoints = Checkpoints(str(tmp_path))
+    assert checkpoints.restore(network, optimizer) is None
+    for number in (0, 1):
+        checkpoints.save(number, network, optimizer, keep=3)
+        next(damaged(tmp_path / f"checkpoints/step-{number:08d}"))()
+    with pytest.raises(UserError, match="step-00000001 is damaged .*, and there is none before it that is whole"):
+        checkpoints.restore(network, optimizer)
+
+
+def test_what_cannot_be_read_back_is_no_checkpoint(tmp_path, monkeypatch):
+    network, optimizer = state()
+    write = tf.train.Checkpoint.write
+
+    def write_badly(checkpoint, prefix):
+        result = write(checkpoint, prefix)
+        (data,) = glob.glob(f"{prefix}.data-*")
+        with open(data, "r+b") as file:
+            file.seek(20)
+            file.write(b"damage")
+        return result
+
+    monkeypatch.setattr(tf.train.Checkpoint, "write", write_badly)
+    checkpoints = Checkpoints(str(tmp_path))
+    with pytest.raises(UserError, match="checkpoint .*step-00000001 cannot be written: "):
+        checkpoints.save(1, network, optimizer, keep=3)
+    assert checkpoints.steps() == []

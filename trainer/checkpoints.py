@@ -1,5 +1,6 @@
-"""The state of a run: written aside, then renamed, so that on a local disk every checkpoint is a whole one."""
+"""The state of a run: written aside, read back, then renamed; and read from the newest checkpoint that is whole."""
 
+import logging
 import re
 import uuid
 
@@ -9,6 +10,7 @@ import tensorflow as tf
 from pipeline.errors import UserError, one_line
 from trainer import files
 
+_LOGGER = logging.getLogger(__name__)
 _FOLDER = "checkpoints"
 _NAME = re.compile(r"^step-(\d{8})/?$")
 _WRITING = "writing-"
@@ -40,17 +42,41 @@ class Checkpoints:
             tf.io.gfile.rmtree(abandoned)  # by a process that was killed: a run is written by one
         temporary = tf.io.gfile.join(self._folder, f"{_WRITING}{uuid.uuid4().hex}")
         tf.io.gfile.makedirs(temporary)
-        tf.train.Checkpoint(network=network, optimizer=optimizer).write(tf.io.gfile.join(temporary, _PREFIX))
+        prefix = tf.io.gfile.join(temporary, _PREFIX)
+        tf.train.Checkpoint(network=network, optimizer=optimizer).write(prefix)
+        _read_all(prefix)
+        if tf.io.gfile.exists(self._path(step)):  # a damaged one, which was passed over
+            tf.io.gfile.rmtree(self._path(step))
         tf.io.gfile.rename(temporary, self._path(step))
         for old in self.steps()[: -max(1, keep)]:
             tf.io.gfile.rmtree(self._path(old))
 
-    def restore(self, step: int, network: keras.Model, optimizer: keras.Optimizer | None = None) -> None:
-        """Loads the checkpoint of a step into a network and, to go on training, into its built optimizer.
+    def restore(self, network: keras.Model, optimizer: keras.Optimizer | None = None) -> int | None:
+        """Loads the newest whole checkpoint into a network and, to go on training, into its built optimizer.
+
+        Those that are damaged are passed over, and the log says so.
+
+        Returns:
+            The step; None, if there is no checkpoint.
 
         Raises:
-            UserError: the checkpoint is damaged or of another model.
+            UserError: there are some, but each is damaged or of another model.
         """
+        failure: UserError | None = None
+        for step in reversed(self.steps()):
+            try:
+                self._restore(step, network, optimizer)
+            except UserError as error:
+                failure = failure or error
+                continue
+            if failure is not None:
+                _LOGGER.warning("WARNING: %s; the one of step %d is taken in its place", failure, step)
+            return step
+        if failure is not None:
+            raise UserError(f"{failure}, and there is none before it that is whole; name another --workdir")
+        return None
+
+    def _restore(self, step: int, network: keras.Model, optimizer: keras.Optimizer | None) -> None:
         path = self._path(step)
         state = {"network": network} if optimizer is None else {"network": network, "optimizer": optimizer}
         try:
@@ -59,10 +85,18 @@ class Checkpoints:
             if optimizer is not None and (found := int(optimizer.iterations.numpy())) != step:
                 raise ValueError(f"it holds step {found}")
         except Exception as error:  # TensorFlow has no error of its own for a damaged checkpoint
-            raise UserError(
-                f"checkpoint {path} is damaged or of another model: {one_line(error)[:200]}; "
-                "delete it to go on from the one before"
-            ) from error
+            raise UserError(f"checkpoint {path} is damaged or of another model: {one_line(error)[:200]}") from error
 
     def _path(self, step: int) -> str:
         return tf.io.gfile.join(self._folder, f"step-{step:08d}")
+
+
+def _read_all(prefix: str) -> None:
+    """Reads what was written, tensor by tensor; TensorFlow compares the checksum of each.
+
+    Raises:
+        DataLossError: one differs.
+    """
+    reader = tf.train.load_checkpoint(prefix)
+    for name in reader.get_variable_to_shape_map():
+        reader.get_tensor(name)

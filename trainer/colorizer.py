@@ -33,11 +33,10 @@ class Colorizer:
         """
         config, dataset = workdir.load(work_dir)
         checkpoints = Checkpoints(work_dir)
-        steps = checkpoints.steps()
-        if not steps:
+        if not checkpoints.steps():
             raise UserError(f"--workdir={work_dir} holds no checkpoint yet; one is written after each epoch")
         model = models.create(config.model, config.seed)
-        checkpoints.restore(steps[-1], model.network)
+        checkpoints.restore(model.network)
         return cls(model, dataset.resize_mode)
 
     def colorize(self, pictures: list[np.ndarray]) -> Iterator[np.ndarray]:

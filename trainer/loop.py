@@ -55,15 +55,13 @@ def train_and_evaluate(
     epochs = schedule.epochs(config.learning_rates, config.epochs_per_learning_rate)
     steps_per_epoch = reader.steps_per_epoch(dataset, config.batch_size)
     checkpoints = Checkpoints(work_dir)
-    steps = checkpoints.steps()
-    if steps:
+    if checkpoints.steps():
         workdir.check(work_dir, config, dataset.manifest)
     rate = schedule.piecewise_constant(config.learning_rates, config.epochs_per_learning_rate, steps_per_epoch)
     state = _create_state(config, strategy, rate)
     workdir.save(work_dir, config, dataset.manifest)
-    if steps:
-        state.step = steps[-1]
-        checkpoints.restore(state.step, state.model.network, state.optimizer)
+    if step := checkpoints.restore(state.model.network, state.optimizer):
+        state.step = step
         _LOGGER.info("goes on from step %d, epoch %d of %d", state.step, state.step // steps_per_epoch, epochs)
     _describe(config, dataset, state, epochs, steps_per_epoch)
 
