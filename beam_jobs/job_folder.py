@@ -62,8 +62,11 @@ class JobFolder:
             self._clean()
             try:
                 yield
-            finally:
-                self._clean()
+            except BaseException:
+                with contextlib.suppress(OSError):  # the error that brought us here is the one to report
+                    self._clean()
+                raise
+            self._clean()
 
     def _clean(self) -> None:
         for folder in (self._output, self._folder, self._reports, self.index):

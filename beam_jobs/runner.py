@@ -45,7 +45,7 @@ _RUNNERS_WITH_OPTIONS_OF_THEIR_OWN = ("FlinkRunner", "PortableRunner", "PrismRun
 # Where the workers of an engine run if no --environment_type is given; on this machine, but for these.
 _ENVIRONMENTS = {"DataflowRunner": "DOCKER", "PortableRunner": "DOCKER", "SparkRunner": "DOCKER"}
 # What Beam says of an engine that it cannot find, download or reach.
-_NO_ENGINE = re.compile("(Unable to fetch remote|Unable to parse binary URL|.*Connection refused).*")
+_NO_ENGINE = re.compile(r"(Unable to fetch remote|Unable to parse binary URL|java\.net\.ConnectException).*")
 _CONNECT_SECONDS = 5.0
 _POLL_SECONDS = 0.5
 _LOG_SECONDS = 60.0  # between lines, where there is no terminal for a bar
