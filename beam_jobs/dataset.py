@@ -30,7 +30,12 @@ _Counts = dict[tuple[str, str], int]  # by split and source
 
 
 def write_dataset(
-    pipeline: beam.Pipeline, inputs: Sequence[Source], output: str, spec: DatasetSpec, max_reject_fraction: float
+    pipeline: beam.Pipeline,
+    inputs: Sequence[Source],
+    output: str,
+    spec: DatasetSpec,
+    overwrite: bool,
+    max_reject_fraction: float,
 ) -> None:
     """Adds the whole job to a pipeline; the dataset is complete when `dataset.json` stands in `output`.
 
@@ -39,6 +44,7 @@ def write_dataset(
         inputs: collections of pictures.
         output: the dataset's directory, absolute; its `JobFolder` is open.
         spec: what the dataset is to be.
+        overwrite: replace shards of other pictures instead of refusing them.
         max_reject_fraction: the share of rejected pictures, in [0, 1], above which the job fails.
     """
     placed = (
@@ -53,9 +59,8 @@ def write_dataset(
     # A shard to which no picture falls is written all the same, empty: the names promise a number of files.
     every = [(tuple(shard), blocks.EMPTY) for shard in spec.partition.shards()]
     seeds = pipeline | "EveryShard" >> beam.Create(every).with_output_types(Placed)
-    summaries = (
-        (placed, seeds) | beam.Flatten() | beam.GroupByKey() | "WriteShard" >> beam.ParDo(WriteShard(output, spec))
-    )
+    write = WriteShard(output, spec, overwrite)
+    summaries = (placed, seeds) | beam.Flatten() | beam.GroupByKey() | "WriteShard" >> beam.ParDo(write)
     (
         summaries
         | beam.combiners.ToList()

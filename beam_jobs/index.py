@@ -6,6 +6,7 @@ A file per part of a source, gzip of JSON lines: key, label, offset and length o
 import gzip
 import hashlib
 import os
+import zlib
 from collections.abc import Iterator
 
 import msgspec
@@ -55,5 +56,7 @@ def _read(path: str, part: Part) -> Iterator[ImageRef]:
             for line in lines:
                 key, label, offset, length = decoder.decode(line)
                 yield ImageRef(key, kind, label, source, offset, length)
-    except (OSError, EOFError, msgspec.DecodeError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error, msgspec.DecodeError) as error:
         raise UserError(f"index {path} of {part.source} is damaged: {one_line(error)}; delete it") from error
+    except OSError as error:
+        raise UserError(f"index {path} cannot be read: {one_line(error)}; start the job again") from error

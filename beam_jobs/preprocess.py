@@ -121,7 +121,7 @@ def preprocess(
                 "goes on: %d of %d shards stand in %s; those that are whole are kept", len(found), len(names), output
             )
         counters = runner.run(
-            lambda pipeline: dataset.write_dataset(pipeline, inputs, output, spec, max_reject_fraction),
+            lambda pipeline: dataset.write_dataset(pipeline, inputs, output, spec, overwrite, max_reject_fraction),
             options,
             progress=lambda: len(storage.names(output) & names),
             total=len(names),

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,8 @@ from pipeline.errors import UserError, one_line
 BUDGET_BYTES = 32 << 20  # of pictures that are read but not yet decoded, in each worker thread
 _READERS = 4  # a read from remote storage takes some 30 ms, and a worker decodes some 100 pictures a second
 _GROUP = 8
+# Of a disk, a network or a process: a picture that was not read then may be a good one.
+_MACHINE_FAILURES = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT)
 _LONGEST_QUEUE = 8  # of groups
 _RETRIES = 4  # after 1, 2, 4 and 8 seconds, of a read from remote storage
 
@@ -92,6 +95,8 @@ class _Files:
         try:
             data = self._read_remote(path, ref) if "://" in path else self._read(path, ref)
         except OSError as error:
+            if error.errno in _MACHINE_FAILURES:
+                raise UserError(f"{path} cannot be read: {one_line(error)}; start the job again") from error
             return error
         if len(data) < ref.length:
             return OSError(f"{len(data)} of {ref.length} bytes at {ref.offset} of {path}")

@@ -3,6 +3,7 @@
 import argparse
 import collections
 import contextlib
+import copy
 import difflib
 import logging
 import os
@@ -25,10 +26,14 @@ from apache_beam.options.pipeline_options import (
     TestOptions,
 )
 from apache_beam.runners import create_runner
+from apache_beam.runners.portability.portable_runner import PortableRunner
+from apache_beam.runners.runner import PipelineResult
+from apache_beam.transforms.environments import DockerEnvironment
 from tqdm import tqdm
 
 from beam_jobs import engine
 from beam_jobs.quiet import quiet, user_error
+from pipeline.cli import Terminated
 from pipeline.errors import UsageError, UserError, one_line
 
 _LOGGER = logging.getLogger(__name__)
@@ -42,8 +47,6 @@ _DEFAULTS = (
 )
 # These ask a job server which options it has.
 _RUNNERS_WITH_OPTIONS_OF_THEIR_OWN = ("FlinkRunner", "PortableRunner", "PrismRunner", "SparkRunner")
-# Where the workers of an engine run if no --environment_type is given; on this machine, but for these.
-_ENVIRONMENTS = {"DataflowRunner": "DOCKER", "PortableRunner": "DOCKER", "SparkRunner": "DOCKER"}
 # What Beam says of an engine that it cannot find, download or reach.
 _NO_ENGINE = re.compile(r"(Unable to fetch remote|Unable to parse binary URL|java\.net\.ConnectException).*")
 _CONNECT_SECONDS = 5.0
@@ -71,7 +74,7 @@ def parse_options(argv: Sequence[str]) -> PipelineOptions:
     try:
         # Beam takes a name in any case, with or without its ending, or with its module; here it is that of the class.
         runner = type(create_runner(runner)).__name__
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, AttributeError) as error:
         raise UsageError(f"--runner={runner} cannot be used: {one_line(error)}") from error
     options.view_as(StandardOptions).runner = runner
     if options.view_as(TestOptions).dry_run:
@@ -94,12 +97,21 @@ def check_output(options: PipelineOptions, output: str) -> None:
         UsageError: a local path, and workers that run in containers.
     """
     runner = options.view_as(StandardOptions).runner
-    environment = options.view_as(PortableOptions).environment_type or _ENVIRONMENTS.get(runner, "LOOPBACK")
-    if environment == "DOCKER" and "://" not in output:
+    if "://" not in output and _runs_in_containers(options, runner):
         raise UsageError(
             f"{output} is local, but the workers of {runner} run in containers; name a remote directory, or "
             "workers of this machine with --environment_type=LOOPBACK or EXTERNAL"
         )
+
+
+def _runs_in_containers(options: PipelineOptions, runner: str) -> bool:
+    if named := options.view_as(PortableOptions).environment_type:
+        return named == "DOCKER"
+    engine_ = create_runner(runner)
+    if not isinstance(engine_, PortableRunner):
+        return runner == "DataflowRunner"
+    # By where the engine runs; a copy, since it writes that into the options.
+    return isinstance(engine_.default_environment(copy.deepcopy(options)), DockerEnvironment)
 
 
 def check_servers(options: PipelineOptions) -> None:
@@ -169,7 +181,7 @@ def run(
             pipeline = beam.Pipeline(engine.create(options, worker_log.name), options)
             build(pipeline)
             result = pipeline.run()
-            state = result.wait_until_finish()
+            state = _wait(result)
         except UserError:
             raise
         except Exception as error:
@@ -186,6 +198,16 @@ def run(
         raise UserError(f"the job ended in state {state} on {name}")
     counters = result.metrics().query(MetricsFilter().with_namespace(COUNTERS))["counters"]
     return collections.Counter({counter.key.metric.name: counter.result for counter in counters})
+
+
+def _wait(result: PipelineResult) -> str | None:
+    """Waits for the end; a wait that is broken off ends the job, which would go on wherever its engine runs."""
+    try:
+        return result.wait_until_finish()
+    except (KeyboardInterrupt, Terminated):
+        with contextlib.suppress(Exception):  # it may have ended, or its engine
+            result.cancel()
+        raise
 
 
 def describe_speed(done: int, total: int, seconds: float) -> str:

@@ -16,7 +16,7 @@ from beam_jobs.job_folder import JobFolder
 from beam_jobs.read_ahead import read_ahead
 from beam_jobs.sources import ImageRef
 from beam_jobs.spec import DatasetSpec
-from pipeline import example, image, tensors, tfrecord
+from pipeline import example, image, manifest, tensors, tfrecord
 from pipeline.errors import UserError, one_line
 from pipeline.manifest import ShardInfo
 from pipeline.rejects import Reason, RejectedImage
@@ -61,9 +61,10 @@ class WriteShard(beam.DoFn):
     References come in any order and leave in that of the partition, so a shard is the same bytes on any runner.
     """
 
-    def __init__(self, output: str, spec: DatasetSpec):
+    def __init__(self, output: str, spec: DatasetSpec, overwrite: bool):
         self._output = output
         self._spec = spec
+        self._overwrite = overwrite
         self._job = JobFolder(output)
 
     def setup(self) -> None:
@@ -77,10 +78,13 @@ class WriteShard(beam.DoFn):
         name, pictures = self._spec.partition.file_name(shard), _digest(refs)
         report = self._job.read_report(name, ShardReport)
         if report is not None and report.pictures != pictures:
-            raise UserError(
-                f"the pictures of the sources are others than when {name} was written; make the dataset anew with "
-                "--overwrite"
-            )
+            if not self._overwrite:
+                raise UserError(
+                    f"the pictures of the sources are others than when {name} was written; make the dataset anew with "
+                    "--overwrite"
+                )
+            storage.delete(FileSystems.join(self._output, manifest.FILE_NAME))  # which is of those others
+            report = None
         if report is None or not storage.holds(self._output, report.info):
             report = self._write(shard, name, refs, pictures)
             self._job.write_report(name, report)

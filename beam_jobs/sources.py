@@ -12,11 +12,12 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple, NoReturn
 
-from apache_beam.io.filesystem import FileMetadata
+from apache_beam.io.filesystem import FileMetadata, FileSystem
 from apache_beam.io.filesystems import FileSystems
 
 from beam_jobs import storage, tar
 from pipeline.errors import UsageError, UserError, one_line
+from pipeline.manifest import FILE_NAME
 
 _GLANCE = 1000  # files, which Cloud Storage lists in one request
 _COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
@@ -133,7 +134,9 @@ def check_outside(output: str, inputs: Sequence[Source]) -> None:
         UsageError: it lies there.
     """
     for source in inputs:
-        if f"{output}/".startswith(f"{source.path.rstrip('/')}/"):
+        file = f"{output}/{FILE_NAME}"  # one of those that would be taken
+        is_matched = re.match(FileSystem.translate_pattern(source.path), file)
+        if file.startswith(f"{source.path.rstrip('/')}/") or is_matched:
             raise UsageError(f"--output={output} lies within --source={source}; name a directory outside of it")
 
 

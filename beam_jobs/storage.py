@@ -160,11 +160,21 @@ def has_size(directory: str, info: FileInfo) -> bool:
 
 
 def holds(directory: str, info: FileInfo) -> bool:
-    """Whether a file of a directory is, byte for byte, what was written."""
-    if not has_size(directory, info):
+    """Whether a file of a directory is, byte for byte, what was written.
+
+    Raises:
+        UserError: it is there, but cannot be read.
+    """
+    path = FileSystems.join(directory, info.name)
+    try:
+        if not has_size(directory, info):
+            return False
+        with open_binary(path) as file:
+            return f"{tfrecord.checksum(file):08x}" == info.crc32c
+    except FileNotFoundError:
         return False
-    with open_binary(FileSystems.join(directory, info.name)) as file:
-        return f"{tfrecord.checksum(file):08x}" == info.crc32c
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}; start the job again") from error
 
 
 def delete(path: str) -> None:

@@ -11,9 +11,10 @@ import numpy as np
 
 from pipeline import example_pb2
 from pipeline.example import serialize
+from pipeline.shards import is_shard_name
 
 VIEWS = 2  # the picture, and its mirror image
-_NAME = re.compile(r"-\d{5}-of-\d{5}\.[0-9a-f]{16}\.features$")
+_NAME = re.compile(r"(.*)\.[0-9a-f]{16}\.features")
 _DTYPE = np.dtype("<f4")
 
 
@@ -24,7 +25,8 @@ def sidecar_name(shard: str, extractor: str) -> str:
 
 def is_sidecar_name(name: str) -> bool:
     """Whether a file name is one that `sidecar_name` gives."""
-    return _NAME.search(name) is not None
+    match = _NAME.fullmatch(name)
+    return match is not None and is_shard_name(f"{match[1]}.tfrecord")
 
 
 def encode(key: str, features: np.ndarray) -> bytes:

@@ -33,3 +33,4 @@ def test_a_sidecar_has_the_name_of_its_shard():
     assert name == "train-00003-of-00016.89abcdef01234567.features"
     assert features.is_sidecar_name(name)
     assert not features.is_sidecar_name("train-00003-of-00016.tfrecord")
+    assert not features.is_sidecar_name("mine-00000-of-00001.0123456789abcdef.features")

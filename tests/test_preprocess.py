@@ -248,6 +248,7 @@ class TestMistakes:
             ("--sorce=images:/x", "unknown option --sorce: did you mean --source?"),
             ("--direct_num_worker=2", "unknown option --direct_num_worker=2: did you mean --direct_num_workers?"),
             ("--quiet", "unknown option --quiet"),
+            ("--runner=json.Nope", "--runner=json.Nope cannot be used"),
             ("--prism_location=/absent --runner=PrismRunner", "--prism_location=/absent is no file; 'make engines'"),
             ("--source=images:photos.tar.gz", "photos.tar.gz is a compressed archive"),
             ("--config=configs", "--config=configs cannot be read (a folder)"),
@@ -270,7 +271,10 @@ class TestMistakes:
     def test_an_output_within_a_source(self, capsys, tmp_path, source, output):
         assert run(f"--source=images:{tmp_path}", f"--output={tmp_path}{output}") == 2
         assert f"--output={tmp_path}{output} lies within --source=images:{tmp_path}" in error_of(capsys)
+        assert run(f"--source=images:{tmp_path}/**", f"--output={tmp_path}{output}") == 2
+        assert "lies within" in error_of(capsys)
         assert [path.name for path in tmp_path.iterdir()] == ["one.png"]
+        assert run(f"--source=images:{tmp_path}/*.png", f"--output={tmp_path}{output}", "--dry_run") == 0
 
     def test_servers_that_are_not_there(self, capsys, tmp_path, source):
         with socket.socket() as listener:

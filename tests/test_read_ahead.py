@@ -1,3 +1,4 @@
+import errno
 import os
 import threading
 from typing import ClassVar
@@ -136,3 +137,12 @@ def test_a_remote_picture_that_is_gone_is_not_waited_for(delays):
         ((_, error),) = read_ahead([ref("remote:///absent", 0, 1)])
         assert isinstance(error, FileNotFoundError)
     assert not delays
+
+
+def test_a_disk_that_fails_says_nothing_of_the_picture(file, monkeypatch):
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(storage, "open_binary", fail)
+    with pytest.raises(UserError, match="/file cannot be read: .*Input/output error; start the job again"):
+        list(read_ahead([ref(file, 10, 20)]))

@@ -112,8 +112,12 @@ def test_a_picture_added_to_a_folder_is_noticed(tmp_path, capsys):
     message = error_of(capsys)
     assert "the pictures of the sources are others than when train-0000" in message
     assert "--overwrite" in message
+    assert run(*argv, "--overwrite") == 0
+    run(f"--source=images:{photos}", *argv[1:3], f"--output={tmp_path}/fresh", argv[4])
+    assert content(tmp_path / "out") == content(tmp_path / "fresh")
     (photos / "another.png").unlink()
-    assert run(*argv) == 0
+    assert run(*argv) == 1
+    assert run(*argv, "--overwrite") == 0
 
 
 def test_a_dataset_of_unknown_origin_is_not_touched(copy, sources, capsys):

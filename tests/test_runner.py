@@ -115,6 +115,9 @@ def test_unknown_options_are_refused(argv, capsys):
         (["--runner=PortableRunner", "--job_endpoint=localhost:1", "--environment_type=EXTERNAL"], False),
         (["--runner=FlinkRunner"], False),
         (["--runner=FlinkRunner", "--environment_type=DOCKER"], True),
+        (["--runner=FlinkRunner", "--flink_master=cluster:8081"], True),
+        (["--runner=SparkRunner"], False),
+        (["--runner=SparkRunner", "--spark_master_url=spark://cluster:7077"], True),
     ],
 )
 def test_local_output_and_workers_in_containers(argv, refused):
@@ -183,3 +186,20 @@ def test_progress_bar_on_a_terminal(tmp_path):
     assert b"preprocess:   0%" in shown
     assert b"6/6" in shown
     assert b"1 train examples in 4 shards" in shown
+
+
+def test_a_wait_that_is_broken_off_ends_the_job_wherever_it_runs():
+    class Result:
+        cancelled = False
+
+        def wait_until_finish(self):
+            raise KeyboardInterrupt
+
+        def cancel(self):
+            self.cancelled = True
+            raise RuntimeError("it has ended by itself")
+
+    result = Result()
+    with pytest.raises(KeyboardInterrupt):
+        runner._wait(result)
+    assert result.cancelled
