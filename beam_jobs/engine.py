@@ -12,7 +12,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from apache_beam.portability import python_urns
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners import PipelineRunner, create_runner
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
 from apache_beam.runners.portability.fn_api_runner.fn_runner import ExtendedProvisionInfo
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
     GrpcServer,
@@ -48,9 +48,9 @@ def create(options: PipelineOptions, worker_log: str) -> PipelineRunner:
 class EmbeddedRunner(FnApiRunner):
     """Beam's embedded engine, changed in two points.
 
-    Threads: without the flush of unfinished outputs every second. That runs in a thread of its own beside the one that
-    writes the outputs, with no lock between them: a step that yields elements for longer than a second has some of them
-    lost or torn apart (Beam 2.77, data_plane.py, `TimeBasedBufferingClosableOutputStream`).
+    Streams, of the driver and of workers in threads: without the flush of what is unfinished every second. It runs in a
+    thread of its own beside the one that writes, with no lock between them: a step that yields elements for longer than
+    a second has some of them lost or torn apart (Beam 2.77, `TimeBasedBufferingClosableOutputStream`).
 
     Processes: see `_ProcessWorker`.
     """
@@ -64,11 +64,13 @@ class EmbeddedRunner(FnApiRunner):
     ) -> PipelineResult:
         """Runs a pipeline; called by Beam."""
         for environment in pipeline_proto.components.environments.values():
-            if environment.urn == python_urns.EMBEDDED_PYTHON_GRPC:
-                environment.payload = b'{"data_buffer_time_limit_ms": -1}'  # 0 would be taken for "not given"
-            elif environment.urn == python_urns.SUBPROCESS_SDK:
+            if environment.urn == python_urns.SUBPROCESS_SDK:
                 environment.urn, environment.payload = _PROCESS_URN, self._worker_log.encode()
-        return super().run_via_runner_api(pipeline_proto, options)
+        before, worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = worker_handlers.DATA_BUFFER_TIME_LIMIT_MS, 0  # never
+        try:
+            return super().run_via_runner_api(pipeline_proto, options)
+        finally:
+            worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = before
 
 
 @WorkerHandler.register_environment(_PROCESS_URN, bytes)

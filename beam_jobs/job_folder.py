@@ -99,7 +99,8 @@ class JobFolder:
     def _is_without_examples(self, made: list[str]) -> bool:
         """Whether a job failed here before it had written one example: nothing is lost with it."""
         sizes = (storage.stat(FileSystems.join(self._output, name)).size for name in made if shards.is_shard_name(name))
-        return manifest.FILE_NAME not in made and not any(sizes)
+        has_features = any(features.is_sidecar_name(name) for name in made)
+        return manifest.FILE_NAME not in made and not has_features and not any(sizes)
 
     def _read_settings(self) -> dict[str, Any] | None:
         try:

@@ -11,9 +11,10 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 
+from apache_beam.io.filesystems import FileSystems
 from tqdm import tqdm
 
-from beam_jobs import blocks, shard_writer, sources
+from beam_jobs import blocks, shard_writer, sources, storage
 from beam_jobs.blocks import Placed
 from beam_jobs.read_ahead import read_ahead
 from beam_jobs.sources import ImageRef, Source
@@ -90,7 +91,9 @@ class Plan:
                 f"the job would fail: {rejected} of {self.sampled} pictures that were tried are rejected, more than "
                 f"--max_reject_fraction={max_reject_fraction:g} allows; turn a filter off, or allow more"
             )
-        needed, free = self._written_bytes, _free_bytes(output)
+        standing = storage.names(output) & {spec.partition.file_name(shard) for shard in spec.partition.shards()}
+        kept = sum(storage.stat(FileSystems.join(output, name)).size for name in standing)
+        needed, free = self._written_bytes - kept, _free_bytes(output)
         if free is not None and needed > free:
             raise UserError(
                 f"the job would fail: it writes {_bytes(needed)}, and {_bytes(free)} are free in {output}; make room, "

@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from typing import TextIO
@@ -15,6 +16,7 @@ from pipeline.errors import UserError
 # An error crosses from a worker to the driver as text, whatever the engine.
 _USER_ERROR = re.compile(rf"{UserError.__module__}\.{UserError.__name__}: (.*?)(?: \[while running .*)?$", re.MULTILINE)
 _TRACE = "Traceback (most recent call last)"
+_AFTERMATH_SECONDS = 2.0
 # Of which nobody can make anything: of a module that is there all the same (Beam 2.77, ml/inference/base.py).
 _NOISE = ("Resource module is not available",)
 
@@ -30,18 +32,24 @@ def quiet() -> Iterator[None]:
     """Holds back the stack traces that are printed, logged, or end a thread in the block.
 
     They are dropped if the block ends with an error that is reported as one line, for they tell of it, or of what came
-    of it in other workers; otherwise they are printed when it ends.
+    of it in other workers; otherwise they are printed when it ends. Of a block that is interrupted only those that came
+    of the interrupt are dropped: an older one may tell why it was waited for in vain.
     """
     logging.getLogger("apache_beam.utils.subprocess_server").setLevel(logging.ERROR)  # it warns of stopping its server
     held, stderr = _Held(), sys.stderr
     try:
         with held.logs(), held.threads(), contextlib.redirect_stderr(_Stream(stderr, held)):  # type: ignore[type-var]
             yield
-    except (UserError, KeyboardInterrupt, Terminated):
+    except UserError:
+        raise
+    except (KeyboardInterrupt, Terminated):
+        stderr.write(held.text(older_than=_AFTERMATH_SECONDS))
         raise
     except BaseException:
         stderr.write(held.text())
         raise
+    finally:
+        held.close()
     stderr.write(held.text())
 
 
@@ -49,17 +57,23 @@ class _Held:
     """Stack traces that are held back, each once."""
 
     def __init__(self) -> None:
-        self._traces: dict[str, None] = {}
+        self._traces: dict[str, float] = {}  # and when it came
+        self._closed = False
 
     def take(self, text: str) -> bool:
         """Whether a text is a trace, and now held."""
-        if _TRACE not in text:
+        if self._closed or _TRACE not in text:
             return False
-        self._traces[text.rstrip("\n")] = None
+        self._traces.setdefault(text.rstrip("\n"), time.monotonic())
         return True
 
-    def text(self) -> str:
-        return "".join(f"{trace}\n" for trace in self._traces)
+    def close(self) -> None:
+        """Takes no more: nobody would print it."""
+        self._closed = True
+
+    def text(self, older_than: float = 0.0) -> str:
+        now = time.monotonic()
+        return "".join(f"{trace}\n" for trace, came in self._traces.items() if now - came >= older_than)
 
     @contextlib.contextmanager
     def logs(self) -> Iterator[None]:
@@ -90,7 +104,10 @@ class _Filter(logging.Filter):
         self._held = held
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.getMessage().startswith(_NOISE) or self._held.take(logging.Formatter().format(record)))
+        try:
+            return not (record.getMessage().startswith(_NOISE) or self._held.take(logging.Formatter().format(record)))
+        except Exception:  # arguments that do not fit their message: the handler says so, and nobody is stopped by it
+            return True
 
 
 class _Stream:
@@ -100,8 +117,15 @@ class _Stream:
         self._stream = stream
         self._held = held
         self._taken = False
+        self._pieces = ""  # of a trace that is written line by line
 
     def write(self, text: str) -> int:
+        if self._pieces or (_TRACE in text and text.rstrip().endswith(f"{_TRACE}:")):
+            self._pieces += text
+            if text and not text.startswith((" ", "\n")) and _TRACE not in text:  # the last line, of the exception
+                self._taken = self._held.take(self._pieces)
+                self._pieces = ""
+            return len(text)
         end_of_taken, self._taken = self._taken and text == "\n", self._held.take(text)
         return len(text) if self._taken or end_of_taken else self._stream.write(text)
 

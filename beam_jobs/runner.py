@@ -138,12 +138,12 @@ def _is_local(address: str | None) -> bool:
 
 def _listens(address: str | None) -> bool:
     """Whether a server takes connections; true of what is no HOST:PORT, of which Beam has other forms."""
-    host, _, port = (address or "").rpartition(":")
-    if not host or not port.isdecimal():
+    named = re.fullmatch(r"([\w.-]+):(\d+)", address or "")
+    if named is None:
         return True
     try:
-        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
-    except OSError:
+        socket.create_connection((named[1], int(named[2])), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError):  # of a port or a name that cannot be
         return False
     return True
 

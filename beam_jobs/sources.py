@@ -134,10 +134,20 @@ def check_outside(output: str, inputs: Sequence[Source]) -> None:
         UsageError: it lies there.
     """
     for source in inputs:
-        file = f"{output}/{FILE_NAME}"  # one of those that would be taken
-        is_matched = re.match(FileSystem.translate_pattern(source.path), file)
-        if file.startswith(f"{source.path.rstrip('/')}/") or is_matched:
+        if KINDS[source.kind].identify(FILE_NAME) is None:  # it takes none of a dataset's files for a picture
+            continue
+        if _takes(source.path, f"{output}/{FILE_NAME}"):
             raise UsageError(f"--output={output} lies within --source={source}; name a directory outside of it")
+
+
+def _takes(path: str, file: str) -> bool:
+    """Whether a folder or a pattern holds a file."""
+    if file.startswith(f"{path.rstrip('/')}/"):
+        return True
+    try:
+        return not _is_folder(path) and re.match(FileSystem.translate_pattern(path), file) is not None
+    except re.error as error:
+        raise UsageError(f"pattern {path} cannot be understood: {error}") from error
 
 
 class Part(NamedTuple):

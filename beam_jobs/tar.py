@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 SUFFIX = ".tar"
 _BLOCK_BYTES = 512
-_LARGEST_PADDING = 1 << 20  # after the end; tar fills up to 10 kB, or to what -b says
+_LARGEST_PADDING = 4 << 20  # after the end; tar fills up to 10 kB, or to what -b says
 
 
 class Member(NamedTuple):

@@ -111,7 +111,8 @@ def _signals() -> Iterator[None]:
     def stop(number: int, frame: object) -> NoReturn:
         raise Terminated(signal.Signals(number))
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield
     finally:
@@ -191,6 +192,8 @@ def _check_unknown(rest: Sequence[str], values: flags.FlagValues) -> None:
     """
     for argument in rest:
         name = argument.partition("=")[0]
+        if not name.startswith("-"):  # another option's value
+            continue
         near = difflib.get_close_matches(name, [f"--{each}" for each in values], n=1, cutoff=0.85)
         if near and near[0] != name:
             raise UsageError(f"unknown option {name}: did you mean {near[0]}?")

@@ -116,6 +116,18 @@ def test_told_to_stop_a_program_cleans_up_and_says_so(capsys):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_nohup_is_heeded():
+    def main(argv):
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.05)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert cli.run(main, ["program"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_an_error_is_one_line_whatever_it_names(capsys):
     def main(argv):
         raise UserError("two\nlines.jpg cannot be read")

@@ -12,7 +12,7 @@ import pytest
 import skimage.color
 import skimage.io
 
-from beam_jobs import preprocess
+from beam_jobs import preprocess, sources
 from beam_jobs.read_ahead import read_ahead
 from beam_jobs.sources import list_pictures, parse_source
 from pipeline import cli, example, manifest, reader, tfrecord
@@ -248,6 +248,7 @@ class TestMistakes:
             ("--sorce=images:/x", "unknown option --sorce: did you mean --source?"),
             ("--direct_num_worker=2", "unknown option --direct_num_worker=2: did you mean --direct_num_workers?"),
             ("--quiet", "unknown option --quiet"),
+            ("--temp_location output --x", "unknown option --x"),
             ("--runner=json.Nope", "--runner=json.Nope cannot be used"),
             ("--prism_location=/absent --runner=PrismRunner", "--prism_location=/absent is no file; 'make engines'"),
             ("--source=images:photos.tar.gz", "photos.tar.gz is a compressed archive"),
@@ -275,6 +276,9 @@ class TestMistakes:
         assert "lies within" in error_of(capsys)
         assert [path.name for path in tmp_path.iterdir()] == ["one.png"]
         assert run(f"--source=images:{tmp_path}/*.png", f"--output={tmp_path}{output}", "--dry_run") == 0
+        assert run(f"--source=images:{tmp_path}/[z-a]", f"--output={tmp_path}{output}", "--dry_run") == 2
+        assert "[z-a] cannot be understood" in error_of(capsys)
+        sources.check_outside(f"{tmp_path}{output}", [parse_source(f"places365:{tmp_path}")])  # no shard is a .jpg
 
     def test_servers_that_are_not_there(self, capsys, tmp_path, source):
         with socket.socket() as listener:

@@ -1,20 +1,25 @@
+import contextlib
 import fcntl
+import io
 import itertools
 import logging
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
 import sys
 import termios
 import time
+import traceback
 
 import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+from apache_beam.runners.worker import data_plane
 
-from beam_jobs import engine, runner
+from beam_jobs import engine, quiet, runner
 from beam_jobs.blocks import Block
 from pipeline.errors import UsageError, UserError
 from tests.helpers import encoded, noise
@@ -203,3 +208,56 @@ def test_a_wait_that_is_broken_off_ends_the_job_wherever_it_runs():
     with pytest.raises(KeyboardInterrupt):
         runner._wait(result)
     assert result.cancelled
+
+
+def held_back(error):
+    """What is shown of a block in which a trace is printed, line by line, and which then ends with an error."""
+    shown = io.StringIO()
+    with contextlib.suppress(type(error)), contextlib.redirect_stderr(shown), quiet.quiet():
+        try:
+            raise ZeroDivisionError("a bug")
+        except ZeroDivisionError:
+            traceback.print_exc()
+        sys.stderr.write("plain\n")
+        raise error
+    return shown.getvalue()
+
+
+def test_traces_are_held_whole_and_shown_unless_the_error_is_one_line(monkeypatch):
+    assert held_back(UserError("a mistake")) == "plain\n"
+    assert held_back(KeyboardInterrupt()) == "plain\n"
+    monkeypatch.setattr(quiet, "_AFTERMATH_SECONDS", 0.0)  # a trace from before the interrupt may be the cause of it
+    for shown in (held_back(ValueError()), held_back(KeyboardInterrupt())):
+        assert re.fullmatch(r"plain\nTraceback \(most .*\):\n  File (.*\n)+ZeroDivisionError: a bug\n", shown)
+
+
+def test_a_log_call_that_does_not_fit_stops_nobody():
+    handler = logging.StreamHandler(io.StringIO())
+    logging.getLogger().addHandler(handler)
+    try:
+        with quiet.quiet(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(logging, "raiseExceptions", False)
+            logging.getLogger().handle(logging.LogRecord("x", logging.ERROR, "", 1, "%d", ("one",), None))
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+def test_no_stream_of_the_engine_is_flushed_by_another_thread(monkeypatch):
+    limits = []
+    create = data_plane.ClosableOutputStream.create
+    monkeypatch.setattr(
+        data_plane.ClosableOutputStream, "create", lambda *args: (limits.append(args[2]), create(*args))[1]
+    )
+    run(str)
+    assert limits
+    assert all(limit <= 0 for limit in limits)
+
+
+@pytest.mark.parametrize("address", ["[::1]:1", "dns:///localhost:1", "", None, "embed"])
+def test_addresses_in_other_forms_are_left_to_beam(address):
+    assert runner._listens(address)
+
+
+def test_addresses_that_cannot_be():
+    assert not runner._listens(f"{'a' * 70}.com:1")
+    assert not runner._listens("localhost:99999999")

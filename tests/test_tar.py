@@ -111,9 +111,14 @@ def test_a_hole_is_not_taken_for_the_end(hole):
     """As an unfinished download leaves in a file of the final size."""
     data = archive({f"{number}.jpg": b"content" * 100 for number in range(10)})
     half = len(data) // 2 // 512 * 512
-    filled = data[:half] + bytes(2 << 20) + hole
+    filled = data[:half] + bytes(5 << 20) + hole
     with pytest.raises(tarfile.TarError, match="it ends at byte .* before the end of the file"):
         contents(filled)
+
+
+def test_padding_of_large_records_is_no_hole():
+    data = archive(FILES)
+    assert contents(data + bytes((4 << 20) - len(data))) == FILES  # as of tar -b 8192
 
 
 def test_what_follows_the_end_is_said():
