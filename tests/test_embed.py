@@ -298,6 +298,7 @@ def test_killed_at_any_write_the_manifest_names_what_is_there(embedded, config, 
     assert writes > 2 * 9
 
 
+@pytest.mark.slow
 def test_workers_in_processes_of_their_own(made, tmp_path):
     """With the real extractor, as no double crosses to another process; one example in all."""
     (tmp_path / "a.png").write_bytes(encoded(noise(40, 40)))

@@ -123,6 +123,7 @@ def without(variables, name):
     return {key: value for key, value in variables.items() if key != name}
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_named(reference, tmp_path):
     weights = "InceptionResnetV2/Repeat_1/block17_7/Branch_1/Conv2d_0b_1x7/weights"
     turned = reference.variables[weights].transpose(1, 0, 2, 3)

@@ -82,6 +82,7 @@ def test_options_are_required():
     assert "--workdir is missing" in train("--data=/x").stderr
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(small_data, tmp_path):
     """Killed with its first checkpoint just written, and started again by the same command."""
     argv = (f"--data={small_data}", f"--workdir={tmp_path}/run")
