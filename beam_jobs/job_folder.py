@@ -78,8 +78,11 @@ class JobFolder:
         Raises:
             UserError: they differ, and it holds examples.
         """
-        before, made = self._read_settings(), self._made()
-        if before == settings or not made or (before and self._is_without_examples(made)):
+        before = self._read_settings()
+        if before == settings:
+            return
+        made = self._made()
+        if not made or (before and self._is_without_examples(made)):
             return
         difference = _difference(before, settings) if before else f"{made[0]}, of which nothing says how it was made"
         raise UserError(
@@ -88,10 +91,10 @@ class JobFolder:
         )
 
     def _prepare(self, settings: dict[str, Any], overwrite: bool) -> None:
-        if not overwrite:
-            self.check(settings)
         if self._read_settings() == settings:
             return
+        if not overwrite:
+            self.check(settings)
         self._delete(self._made())
         with storage.create(self._settings) as file:
             file.write(json.dumps(settings, indent=1).encode())

@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 
-from apache_beam.io.filesystems import FileSystems
 from tqdm import tqdm
 
 from beam_jobs import blocks, shard_writer, sources, storage
@@ -91,10 +90,12 @@ class Plan:
                 f"the job would fail: {rejected} of {self.sampled} pictures that were tried are rejected, more than "
                 f"--max_reject_fraction={max_reject_fraction:g} allows; turn a filter off, or allow more"
             )
+        if "://" in output:
+            return
         standing = storage.names(output) & {spec.partition.file_name(shard) for shard in spec.partition.shards()}
-        kept = sum(storage.stat(FileSystems.join(output, name)).size for name in standing)
+        kept = sum(storage.stat(os.path.join(output, name)).size for name in standing)
         needed, free = self._written_bytes - kept, _free_bytes(output)
-        if free is not None and needed > free:
+        if needed > free:
             raise UserError(
                 f"the job would fail: it writes {_bytes(needed)}, and {_bytes(free)} are free in {output}; make room, "
                 "or choose --config.dataset.layout=compact"
@@ -165,10 +166,8 @@ def _try(refs: Sequence[ImageRef], spec: DatasetSpec) -> tuple[float, list[int],
     return time.process_time() - start, sizes, dict(rejected)
 
 
-def _free_bytes(output: str) -> int | None:
-    """Of the disk of a directory that need not exist yet; None for remote ones."""
-    if "://" in output:
-        return None
+def _free_bytes(output: str) -> int:
+    """Of the disk of a local directory, absolute, that need not exist yet."""
     while not os.path.isdir(output):
         output = os.path.dirname(output)
     return shutil.disk_usage(output).free

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 import apache_beam as beam
-from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import (
     DirectOptions,
     PipelineOptions,
@@ -31,13 +30,12 @@ from apache_beam.runners.runner import PipelineResult
 from apache_beam.transforms.environments import DockerEnvironment
 from tqdm import tqdm
 
-from beam_jobs import engine
+from beam_jobs import counters, engine
 from beam_jobs.quiet import quiet, user_error
 from pipeline.cli import Terminated
 from pipeline.errors import UsageError, UserError, one_line
 
 _LOGGER = logging.getLogger(__name__)
-COUNTERS = "pictures"  # the namespace of the jobs' counters
 # Beam's own default starts by downloading a runner; this one is part of the Python package and uses every core.
 _DEFAULTS = (
     "--runner=FnApiRunner",
@@ -196,8 +194,7 @@ def run(
             raise
     if state not in (None, "DONE"):
         raise UserError(f"the job ended in state {state} on {name}")
-    counters = result.metrics().query(MetricsFilter().with_namespace(COUNTERS))["counters"]
-    return collections.Counter({counter.key.metric.name: counter.result for counter in counters})
+    return counters.read(result)
 
 
 def _wait(result: PipelineResult) -> str | None:

@@ -10,7 +10,7 @@ import apache_beam as beam
 import cv2
 from apache_beam.io.filesystems import FileSystems
 
-from beam_jobs import blocks, storage
+from beam_jobs import blocks, counters, storage
 from beam_jobs.blocks import Block
 from beam_jobs.job_folder import JobFolder
 from beam_jobs.read_ahead import read_ahead
@@ -89,8 +89,8 @@ class WriteShard(beam.DoFn):
             report = self._write(shard, name, refs, pictures)
             self._job.write_report(name, report)
         for reject in report.rejects:
-            beam.metrics.Metrics.counter("pictures", f"rejected_{reject.reason.value}").inc()
-        beam.metrics.Metrics.counter("pictures", "written").inc(report.info.examples)
+            counters.count(f"rejected_{reject.reason.value}")
+        counters.count("written", report.info.examples)
         yield _summarize(report)
 
     def _write(self, shard: Shard, name: str, refs: list[ImageRef], pictures: str) -> ShardReport:
@@ -108,7 +108,7 @@ class WriteShard(beam.DoFn):
                 else:
                     last = ref
                     written[ref.source] += 1
-        beam.metrics.Metrics.counter("pictures", "converted").inc(len(refs))
+        counters.count("converted", len(refs))
         info = ShardInfo(name, writer.bytes, f"{writer.crc32c:08x}", writer.records)
         return ShardReport(shard, info, pictures, dict(written), rejects)
 

@@ -15,7 +15,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.ml.inference.base import ModelHandler
 from ml_collections import ConfigDict
 
-from beam_jobs import storage
+from beam_jobs import counters, storage
 from beam_jobs.job_folder import JobFolder
 from pipeline import example, features, manifest, tfrecord
 from pipeline.errors import UserError, one_line
@@ -161,7 +161,7 @@ class WriteSidecar(beam.DoFn):
                 writer.write(features.encode(key, values))
         info = ShardInfo(name, writer.bytes, f"{writer.crc32c:08x}", writer.records)
         JobFolder(self._directory).write_report(name, SidecarReport(info, found.shard.crc32c))
-        beam.metrics.Metrics.counter("pictures", "embedded").inc(writer.records)
+        counters.count("embedded", writer.records)
         yield info
 
 

@@ -123,7 +123,7 @@ def check_disjoint(inputs: Sequence[Source]) -> None:
         UsageError: two such sources.
     """
     for first, second in itertools.permutations(inputs, 2):
-        if f"{second.path}/".startswith(f"{first.path.rstrip('/')}/"):
+        if _is_within(f"{second.path}/", first.path):
             raise UsageError(f"--source={second} lies within --source={first}; name only one of them")
 
 
@@ -140,9 +140,13 @@ def check_outside(output: str, inputs: Sequence[Source]) -> None:
             raise UsageError(f"--output={output} lies within --source={source}; name a directory outside of it")
 
 
+def _is_within(path: str, folder: str) -> bool:
+    return path.startswith(f"{folder.rstrip('/')}/")
+
+
 def _takes(path: str, file: str) -> bool:
     """Whether a folder or a pattern holds a file."""
-    if file.startswith(f"{path.rstrip('/')}/"):
+    if _is_within(file, path):
         return True
     try:
         return not _is_folder(path) and re.match(FileSystem.translate_pattern(path), file) is not None

@@ -5,7 +5,7 @@ class UserError(Exception):
     """A mistake that the user can mend.
 
     The message is one line: the thing, the value received, what to do. Entry points print it and exit with status 1;
-    nobody below them catches it.
+    below them it is caught only to add to it, or where there is another way.
     """
 
 

@@ -41,12 +41,12 @@ def main(argv: Sequence[str]) -> None:
     if not values.output.endswith(".png"):
         raise UsageError(f"--output={values.output}; name a .png")
     found = manifest.read(values.data)
+    files.make_parents(values.output)  # before anything is read and drawn for it
     print(describe(found))
     shown = list(sample(values.data, found, values.split, values.examples, values.seed))
     if not shown:
         raise UserError(f"the {values.split} split of {values.data} is empty; choose another --split")
     print(describe_values(shown))
-    files.make_parents(values.output)
     files.write(values.output, draw(shown))
     print(f"{len(shown)} examples of the {values.split} split drawn in {values.output}")
 

@@ -15,7 +15,7 @@ from trainer.models.koalarization import Koalarization
 class ToyModel(ColorModel):
     """Predicts ab from L by one pointwise layer."""
 
-    def __init__(self, config):
+    def __init__(self, config, seed):
         inputs = keras.Input((None, None, 1))
         self.network = keras.Model(inputs, keras.layers.Conv2D(2, 1, activation="tanh")(inputs))
 

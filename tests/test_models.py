@@ -1,3 +1,5 @@
+import random
+
 import keras
 import numpy as np
 import pytest
@@ -113,6 +115,15 @@ class TestKoalarization:
             np.testing.assert_array_equal(first, second)
             assert first.ndim == 1 or np.any(first != third)
 
+    def test_weights_do_not_depend_on_who_else_draws_random_numbers(self, tiny_extractor, monkeypatch):
+        """As the threads of a Beam worker do, from Python's global generator."""
+        built = [models.create(demo.get_config().model, seed=1)]
+        monkeypatch.setattr(random, "randint", lambda low, high: random.choice([random.randrange(low, high), low]))
+        built.append(models.create(demo.get_config().model, seed=1))
+        assert built[0].extractor_fingerprint == built[1].extractor_fingerprint
+        for first, second in zip(*(model.network.get_weights() for model in built), strict=True):
+            np.testing.assert_array_equal(first, second)
+
 
 class TestExtractor:
     def test_gives_scores_before_the_softmax(self, random_inception):
@@ -144,10 +155,10 @@ class TestExtractor:
     def test_random_weights_are_said_loudly(self, caplog, monkeypatch):
         monkeypatch.setattr(keras.applications, "InceptionResNetV2", lambda **_: keras.Sequential())
         fields = koalarization.get_config().model
-        extractor.Extractor(fields).warn_if_random()
+        extractor.Extractor(fields, seed=1).warn_if_random()
         assert not caplog.records
         fields.feature_weights = None
-        extractor.Extractor(fields).warn_if_random()
+        extractor.Extractor(fields, seed=1).warn_if_random()
         assert "RANDOM weights" in caplog.text
         assert caplog.records[0].levelname == "WARNING"
 

@@ -4,6 +4,7 @@ import pytest
 
 from beam_jobs import storage
 from pipeline.errors import UsageError, UserError
+from pipeline.manifest import FileInfo
 
 
 def test_a_file_has_its_name_only_when_it_is_whole(tmp_path):
@@ -69,3 +70,16 @@ def test_absolute(tmp_path, monkeypatch):
     assert storage.absolute("x") == str(tmp_path / "x")
     monkeypatch.setattr(storage.FileSystems, "get_filesystem", lambda path: None)  # as with the client for it installed
     assert storage.absolute("hdfs://host/x") == "hdfs://host/x"
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
+    with storage.create(str(tmp_path / "file")) as file:
+        file.write(b"content")
+
+    def fail(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(storage, "open_binary", fail)
+    with pytest.raises(UserError, match="file cannot be read: .*Permission denied; start the job again"):
+        storage.holds(str(tmp_path), FileInfo("file", 7, "00000000"))
+    assert not storage.holds(str(tmp_path), FileInfo("absent", 7, "00000000"))

@@ -3,6 +3,8 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import google_crc32c
@@ -204,3 +206,12 @@ def test_progress_bar_on_a_terminal(copy, monkeypatch):
 def test_needs_no_tensorflow():
     program = "import sys, pipeline.verify; sys.exit('tensorflow' in sys.modules or 'apache_beam' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_a_process_that_is_killed_is_one_line(compact_dataset, monkeypatch):
+    def killed(*args):
+        raise BrokenProcessPool("A process in the process pool was terminated abruptly")
+
+    monkeypatch.setattr(ProcessPoolExecutor, "map", killed)
+    with pytest.raises(UserError, match="^a process of verify was killed, as when memory runs out; start it again$"):
+        verify.verify(compact_dataset.directory)

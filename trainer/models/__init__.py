@@ -1,11 +1,11 @@
 """The models that a configuration can name. Adding one is adding a class to `MODELS`."""
 
-import keras
 from ml_collections import ConfigDict
 
 from pipeline.errors import UserError
 from trainer.models.base import ColorModel
 from trainer.models.extractor import Extractor
+from trainer.models.initial import draw_weights
 from trainer.models.koalarization import Koalarization
 
 MODELS: dict[str, type[ColorModel]] = {"koalarization": Koalarization}
@@ -21,8 +21,7 @@ def create_extractor(config: ConfigDict, seed: int) -> Extractor:
     Raises:
         UserError: the fields are no good, or the weights cannot be had.
     """
-    keras.utils.set_random_seed(seed)
-    return Extractor(config)
+    return Extractor(config, seed)
 
 
 def create(config: ConfigDict, seed: int) -> ColorModel:
@@ -37,5 +36,6 @@ def create(config: ConfigDict, seed: int) -> ColorModel:
     """
     if config.name not in MODELS:
         raise UserError(f"model.name is '{config.name}'; choose one of {', '.join(MODELS)}")
-    keras.utils.set_random_seed(seed)  # Keras draws initial weights from its global generator
-    return MODELS[config.name](config)
+    model = MODELS[config.name](config, seed)
+    draw_weights(model.network, seed)
+    return model

@@ -19,8 +19,13 @@ class ColorModel(abc.ABC):
     network: keras.Model
 
     @abc.abstractmethod
-    def __init__(self, config: ConfigDict):
-        """Builds the model from the `model` fields of a configuration."""
+    def __init__(self, config: ConfigDict, seed: int):
+        """Builds the model from the `model` fields of a configuration.
+
+        Args:
+            config: these fields.
+            seed: of weights that are drawn, other than those of `network`: `models.create` draws these.
+        """
 
     @property
     def extractor_fingerprint(self) -> str | None:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from pipeline.errors import UserError, one_line
 from trainer.models import slim
+from trainer.models.initial import draw_weights
 
 _LOGGER = logging.getLogger(__name__)
 IMAGENET = "imagenet"
@@ -30,8 +31,12 @@ class Extractor:
         model: the frozen network.
     """
 
-    def __init__(self, config: ConfigDict):
-        """Builds it from the `model` fields of a configuration.
+    def __init__(self, config: ConfigDict, seed: int):
+        """Builds it.
+
+        Args:
+            config: the `model` fields of a configuration.
+            seed: of the weights, where they are random.
 
         Raises:
             UserError: the fields are no good, or the weights cannot be had.
@@ -44,6 +49,8 @@ class Extractor:
         self.classes: int = config.feature_classes
         self._random = weights is None
         self.model = create(weights, self.classes)
+        if self._random:
+            draw_weights(self.model, seed)
         self._lock = threading.Lock()
 
     def warn_if_random(self) -> None:

@@ -25,10 +25,10 @@ _DECODER = (128, _UP, 64, 64, _UP, 32)
 class Koalarization(ColorModel):
     """Regresses a and b from L and the extractor's scores with a mean squared error."""
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: ConfigDict, seed: int):
         if not 0 < config.width_multiplier <= _WIDEST:
             raise UserError(f"model.width_multiplier is {config.width_multiplier}; choose above 0, at most {_WIDEST}")
-        self.extractor = Extractor(config)
+        self.extractor = Extractor(config, seed)
         self.extractor.warn_if_random()
         self.network = build_network(config.feature_classes, config.width_multiplier)
 
