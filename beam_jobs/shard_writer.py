@@ -109,7 +109,7 @@ class WriteShard(beam.DoFn):
                     last = ref
                     written[ref.source] += 1
         counters.count("converted", len(refs))
-        info = ShardInfo(name, writer.bytes, f"{writer.crc32c:08x}", writer.records)
+        info = ShardInfo.of(name, writer)
         return ShardReport(shard, info, pictures, dict(written), rejects)
 
 

@@ -159,7 +159,7 @@ class WriteSidecar(beam.DoFn):
             writer = tfrecord.Writer(file)
             for key, values in zip(found.keys, found.values, strict=True):
                 writer.write(features.encode(key, values))
-        info = ShardInfo(name, writer.bytes, f"{writer.crc32c:08x}", writer.records)
+        info = ShardInfo.of(name, writer)
         JobFolder(self._directory).write_report(name, SidecarReport(info, found.shard.crc32c))
         counters.count("embedded", writer.records)
         yield info

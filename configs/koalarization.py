@@ -47,5 +47,7 @@ def get_config() -> ConfigDict:
 
     config.panel_pictures = 8  # validation pictures shown in TensorBoard
     config.steps_per_log = 50  # losses reach TensorBoard and the progress bar this often, all of them
-    config.kept_checkpoints = 3
+    config.steps_per_checkpoint = 1000  # and at the end of each epoch; what a killed run loses at most
+    config.kept_checkpoints = 3  # the newest; the one of the lowest validation loss is kept besides
+    config.input_memory_mib = 1024  # what batches may fill while they wait to be trained on, on each host
     return config

@@ -11,6 +11,7 @@ The bytes are those of the tensors; key, source, label and framing add about 150
 """
 
 import dataclasses
+import math
 
 import cv2
 import numpy as np
@@ -42,6 +43,11 @@ class Storage:
         else:
             stored = cv2.add(values, 0.0, dtype=cv2.CV_16F)  # as `astype` rounds, in a tenth of the time
         return (cv2.cvtColor(stored.view(np.uint16), cv2.COLOR_GRAY2RGB) if repeated else stored).tobytes()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one example's tensor."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def decode(self, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
         """The inverse of `encode`: float32 of the given shape."""

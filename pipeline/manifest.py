@@ -11,7 +11,7 @@ import google_crc32c
 import msgspec
 from msgspec import Meta
 
-from pipeline import example, features, files, tensors
+from pipeline import example, features, files, tensors, tfrecord
 from pipeline.errors import UserError, one_line
 from pipeline.filters import Filters
 from pipeline.image import ResizeMode
@@ -20,7 +20,7 @@ from pipeline.shards import SPLITS, Partition
 
 FILE_NAME = "dataset.json"
 REJECTS_FILE_NAME = "rejects.jsonl"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MEND_SHARD = "run beam_jobs.preprocess again as before: it makes anew what is damaged"
 MEND_SIDECAR = "run beam_jobs.embed again as before: it makes anew what is damaged"
 _SEAL = "crc32c"
@@ -38,9 +38,15 @@ class FileInfo:
 
 @dataclasses.dataclass(frozen=True)
 class ShardInfo(FileInfo):
-    """One shard file, and how many examples it holds."""
+    """One shard file: how many examples it holds, and at which byte the first and then every 32nd begins."""
 
     examples: _Count
+    segments: tuple[_Count, ...]
+
+    @classmethod
+    def of(cls, name: str, writer: tfrecord.Writer) -> "ShardInfo":
+        """The entry of a file that a writer has written."""
+        return cls(name, writer.bytes, f"{writer.crc32c:08x}", writer.records, tuple(writer.segments))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +205,8 @@ def _check(manifest: Manifest, path: str) -> None:
                 f"{path} is damaged ({name}: {split.listed} listed, {dict(accounted)} written or rejected); "
                 "make the dataset again"
             )
+        for info in split.shards:
+            _check_segments(info, path)
         written = sum(split.written.values())
         if written != split.examples:
             raise UserError(
@@ -215,3 +223,14 @@ def _check(manifest: Manifest, path: str) -> None:
         found = {split: [(info.name, info.examples) for info in own] for split, own in manifest.features.shards.items()}
         if found != expected:
             raise UserError(f"{path} is damaged (features of other shards); make the dataset again")
+        for own in manifest.features.shards.values():
+            for info in own:
+                _check_segments(info, path)
+
+
+def _check_segments(info: ShardInfo, path: str) -> None:
+    if len(info.segments) != -(-info.examples // tfrecord.SEGMENT_RECORDS):
+        raise UserError(
+            f"{path} is damaged ({len(info.segments)} segments of {info.examples} examples in {info.name}); make the "
+            "dataset again"
+        )

@@ -1,25 +1,21 @@
-"""Streams a dataset as batches of float32 tensors with tf.data.
+"""Reads a dataset with TensorFlow: what is on disk, and what a record becomes.
 
-One definition of order: the shards of an epoch are shuffled by seed and epoch; inside a shard the order is that of the
-hashes by which the dataset was dealt.
+The input side only copies bytes: `parse` makes of a record its tensors as they are stored, and `unpack` makes float32
+of whole batches where the model is, so that a GPU gets a half to a seventh of the bytes and does the arithmetic itself.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import tensorflow as tf
 
 from pipeline import example, manifest, tensors, tfrecord
 from pipeline.errors import UserError
 from pipeline.features import VIEWS
 from pipeline.manifest import Manifest, ShardInfo
-from pipeline.shards import TRAIN, VALIDATION
 
 Batch = dict[str, tf.Tensor]
-_Records = tuple[tf.Tensor, ...]  # (examples [B],) or (examples [B], their features [B]), serialized
-_INTERLEAVED_SHARDS = 16
-_READ_BUFFER_BYTES = 4 << 20  # of each of them
+_READ_BUFFER_BYTES = 4 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,16 +25,13 @@ class Dataset:
     directory: str
     manifest: Manifest
 
-    def paths(self, split: str) -> list[str]:
-        """The files of a split, in the order of the manifest, those without examples left out."""
-        return [self._path(shard) for shard in self.manifest.splits[split].shards if shard.examples]
+    @property
+    def is_remote(self) -> bool:
+        """Whether its files are reached over a network."""
+        return "://" in self.directory
 
-    def sidecar_paths(self, split: str) -> list[str]:
-        """The sidecars of those files, of a dataset with features."""
-        assert self.manifest.features is not None
-        return [self._path(sidecar) for sidecar in self.manifest.features.shards[split] if sidecar.examples]
-
-    def _path(self, shard: ShardInfo) -> str:
+    def path(self, shard: ShardInfo) -> str:
+        """The file of a shard or sidecar."""
         return tf.io.gfile.join(self.directory, shard.name)
 
     def check_sizes(self) -> None:
@@ -48,7 +41,7 @@ class Dataset:
             UserError: a shard is missing or of another size than the manifest says.
         """
         for shard, advice in self._shards():
-            path = self._path(shard)
+            path = self.path(shard)
             try:
                 size = tf.io.gfile.stat(path).length
             except tf.errors.NotFoundError as error:
@@ -63,7 +56,7 @@ class Dataset:
             UserError: a shard differs from what was written.
         """
         for shard, advice in self._shards():
-            path = self._path(shard)
+            path = self.path(shard)
             with tf.io.gfile.GFile(path, "rb") as file:
                 found = f"{tfrecord.checksum(file):08x}"
             if found != shard.crc32c:
@@ -97,161 +90,67 @@ def examples(dataset: Dataset, split: str) -> tf.data.Dataset:
     Returns:
         Dictionaries of `key`, `source`, `label` (strings) and the tensors of `pipeline.tensors.SHAPES` (float32).
     """
-    records = tf.data.TFRecordDataset(dataset.paths(split), buffer_size=_READ_BUFFER_BYTES)
     layout = example.layout(dataset.manifest.layout)
-    return records.batch(1).map(lambda batch: _parse(batch, layout, ("key", "source", "label"))).unbatch()
+    paths = [dataset.path(shard) for shard in dataset.manifest.splits[split].shards]
+    stored = tf.data.TFRecordDataset(paths, buffer_size=_READ_BUFFER_BYTES).map(
+        lambda record: parse(record, layout, ("key", "source", "label"))
+    )
+    return stored.batch(1).map(lambda batch: unpack(batch, layout)).unbatch()
 
 
-def train_batches(
-    dataset: Dataset, batch_size: int, seed: int, first_epoch: int, epochs: int, flip: bool, features: bool = False
-) -> tf.data.Dataset:
-    """Batches of the train split, epoch after epoch in one stream, so that no epoch waits for the first batch.
+def parse(record: tf.Tensor, layout: example.Layout, texts: Sequence[str] = ("key",)) -> Batch:
+    """One serialized example, a scalar, to its texts and its tensors as the layout stores them.
 
-    An epoch has `steps_per_epoch` batches; what is left of its examples is dropped.
+    float16 comes as its bits, uint16: reshaping it makes oneDNN complain of processors without support for it.
+    """
+    names = (*layout.storage, *texts)
+    parsed = tf.io.parse_single_example(record, {name: tf.io.FixedLenFeature([], tf.string) for name in names})
+    for name, storage in layout.storage.items():
+        bits = "uint16" if storage.dtype == "float16" else storage.dtype
+        parsed[name] = tf.reshape(tf.io.decode_raw(parsed[name], bits), storage.shape)
+    return parsed
+
+
+def parse_features(record: tf.Tensor, classes: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """One serialized record of a sidecar, a scalar, to its example's key and float32 [2, classes], of both views."""
+    names = ("key", "features")
+    parsed = tf.io.parse_single_example(record, {name: tf.io.FixedLenFeature([], tf.string) for name in names})
+    values = tf.io.decode_raw(parsed["features"], tf.float32, little_endian=True)
+    return parsed["key"], tf.reshape(values, (VIEWS, classes))
+
+
+def unpack(batch: Batch, layout: example.Layout) -> Batch:
+    """Tensors as they are stored to float32, on any device; mirrored where `flip` says so.
 
     Args:
-        dataset: an open dataset.
-        batch_size: examples per batch.
-        seed: of the order of shards and of the flips.
-        first_epoch: the epoch to begin with, counted from 0.
-        epochs: the epoch to end before.
-        flip: mirror each example or not, by chance; its tensors together.
-        features: read stored features in place of `l_299`.
+        batch: tensors as `parse` makes them, [B, ...]; optionally `flip`, bool [B], and `features` [B, 2, classes];
+            anything else is passed on.
+        layout: of the dataset.
 
     Returns:
-        Batches of `l_224` [B, 224, 224, 1], `l_299` [B, 299, 299, 3] or `features` [B, classes], and `ab_224`
-        [B, 224, 224, 2]; float32, pictures in [-1, 1].
-
-    Raises:
-        UserError: the split has fewer examples than a batch.
+        `l_224` [B, 224, 224, 1], `l_299` [B, 299, 299, 3] if it was there, `ab_224` [B, 224, 224, 2] in [-1, 1], and
+        `features` [B, classes] of the view that is shown.
     """
-    steps = steps_per_epoch(dataset, batch_size)
-    files = np.array(_files(dataset, TRAIN, features))  # (shards, 1 or 2)
-    parse = _parser(dataset, features)
-
-    def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
-        shuffled = tf.random.experimental.stateless_shuffle(files, seed=epoch_seed)
-        batches = _read(tf.data.Dataset.from_tensor_slices(shuffled), len(files))
-        batches = batches.batch(batch_size, drop_remainder=True).take(steps)
-        batches = batches.map(lambda *records: parse(records), num_parallel_calls=tf.data.AUTOTUNE)
-        if flip:
-            # Another stream of numbers than the shuffle's, and one number for every batch of every epoch.
-            flip_seed = tf.stack([tf.constant(~seed, tf.int64), epoch * steps])
-            batches = batches.enumerate().map(
-                lambda index, batch: _flip(batch, flip_seed + [0, index]), num_parallel_calls=tf.data.AUTOTUNE
-            )
-        return batches.map(_first_view) if features else batches
-
-    return _options(tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch).prefetch(tf.data.AUTOTUNE))
+    stored = {name: storage for name, storage in layout.storage.items() if name in batch}
+    values = {name: _unpack(batch[name], storage) for name, storage in stored.items()}
+    if "flip" in batch:
+        values = {name: _choose(batch["flip"], _mirror(value), value) for name, value in values.items()}
+    if "features" in batch:
+        views = tf.unstack(batch["features"], axis=1)
+        values["features"] = _choose(batch["flip"], views[1], views[0]) if "flip" in batch else views[0]
+    values = {name: _repeat(value, tensors.SHAPES.get(name, ())) for name, value in values.items()}
+    return {name: value for name, value in batch.items() if name != "flip"} | values
 
 
-def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
-    """Whole batches of the train split.
-
-    Raises:
-        UserError: there is none.
-    """
-    examples_ = dataset.manifest.splits[TRAIN].examples
-    if examples_ < batch_size:
-        raise UserError(
-            f"{dataset.directory} has {examples_} examples to train on, fewer than a batch of {batch_size}; "
-            "set --config.batch_size lower"
-        )
-    return examples_ // batch_size
+def _unpack(bits: tf.Tensor, storage: example.Storage) -> tf.Tensor:
+    """`example.Storage.decode` for a batch, on any device; channels as they are stored."""
+    values = tf.cast(tf.bitcast(bits, storage.dtype), tf.float32)
+    return values if (storage.scale, storage.offset) == (1.0, 0.0) else values * storage.scale + storage.offset
 
 
-def validation_batches(dataset: Dataset, batch_size: int, features: bool = False) -> tf.data.Dataset:
-    """Every example of the validation split exactly once, in the same order each time.
-
-    The last batch is filled up by repeating its first example with a weight of 0, so that replicas can share it.
-
-    Returns:
-        Batches as those of `train_batches`, and `weight` [B], float32: 1 for an example, 0 for filling.
-    """
-    files = tf.reshape(tf.constant(_files(dataset, VALIDATION, features), tf.string), (-1, 1 + features))
-    parse = _parser(dataset, features)
-    batches = _read(tf.data.Dataset.from_tensor_slices(files), len(files)).batch(batch_size)
-    batches = batches.map(lambda *records: _fill(records, batch_size))
-    batches = batches.map(
-        lambda records, weight: {**parse(records), "weight": weight}, num_parallel_calls=tf.data.AUTOTUNE
-    )
-    batches = batches.map(_first_view) if features else batches
-    return _options(batches.prefetch(tf.data.AUTOTUNE))
-
-
-def _files(dataset: Dataset, split: str, features: bool) -> list[list[str]]:
-    """For each shard of a split its file and, with features, that of its sidecar."""
-    columns = [dataset.paths(split)] + ([dataset.sidecar_paths(split)] if features else [])
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
-def _read(files: tf.data.Dataset, count: int) -> tf.data.Dataset:
-    """Interleaves the records of shards, each as (its record, its sidecar's); the order is that of the files alone."""
-
-    def one_shard(names: tf.Tensor) -> tf.data.Dataset:
-        streams = [tf.data.TFRecordDataset(name, buffer_size=_READ_BUFFER_BYTES) for name in tf.unstack(names)]
-        return tf.data.Dataset.zip(tuple(streams))
-
-    return files.interleave(
-        one_shard,
-        # Fewer than there are: if all were read at once, the same examples would meet in a batch in every epoch.
-        cycle_length=max(1, min(count // 2, _INTERLEAVED_SHARDS)),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
-
-
-def _parser(dataset: Dataset, features: bool) -> Callable[[_Records], Batch]:
-    """A function from serialized records to a batch; its `features` are [B, 2, classes], of both views."""
-    layout = example.layout(dataset.manifest.layout)
-    if not features:
-        return lambda records: _parse(records[0], layout)
-    assert dataset.manifest.features is not None
-    shape = (VIEWS, dataset.manifest.features.classes)
-    pictures = dataclasses.replace(layout, storage={k: v for k, v in layout.storage.items() if k != "l_299"})
-
-    def parse(records: _Records) -> Batch:
-        batch = _parse(records[0], pictures, ("key",))
-        names = ("key", "features")
-        sidecar = tf.io.parse_example(records[1], {name: tf.io.FixedLenFeature([], tf.string) for name in names})
-        with tf.control_dependencies([tf.debugging.assert_equal(batch.pop("key"), sidecar["key"])]):
-            values = tf.io.decode_raw(sidecar["features"], tf.float32, little_endian=True)
-        return {**batch, "features": tf.reshape(values, (-1, *shape))}
-
-    return parse
-
-
-def _parse(records: tf.Tensor, layout: example.Layout, texts: Sequence[str] = ()) -> Batch:
-    """Serialized examples [B] to float32 tensors [B, ...], all at once."""
-    features = {name: tf.io.FixedLenFeature([], tf.string) for name in (*layout.storage, *texts)}
-    parsed = tf.io.parse_example(records, features)
-    batch = {name: _decode(parsed[name], storage, tensors.SHAPES[name]) for name, storage in layout.storage.items()}
-    return {**batch, **{name: parsed[name] for name in texts}}
-
-
-def _decode(raw: tf.Tensor, storage: example.Storage, shape: tuple[int, int, int]) -> tf.Tensor:
-    """`example.Storage.decode` for a batch: bytes [B] to float32 [B, height, width, channels]."""
-    # Reshaping float16 makes oneDNN complain of processors without support for it, so its bits are reshaped instead.
-    bits = "uint16" if storage.dtype == "float16" else storage.dtype
-    stored = tf.bitcast(tf.reshape(tf.io.decode_raw(raw, bits), (tf.shape(raw)[0], *storage.shape)), storage.dtype)
-    values = tf.cast(stored, tf.float32)
-    if (storage.scale, storage.offset) != (1.0, 0.0):
-        values = values * storage.scale + storage.offset
-    return tf.repeat(values, shape[-1], axis=-1) if storage.shape != shape else values
-
-
-def _flip(batch: Batch, seed: tf.Tensor) -> Batch:
-    """Mirrors half of the examples, left to right, all tensors of an example alike."""
-    chosen = tf.random.stateless_uniform([tf.shape(batch["l_224"])[0]], seed) < 0.5
-    # `Select` copies whole rows of the batch, where `tf.where` would broadcast the condition at five times the cost.
-    mirrored = {name: values[:, ::-1] if name == "features" else _mirror(values) for name, values in batch.items()}
-    return {name: tf.raw_ops.Select(condition=chosen, x=mirrored[name], y=batch[name]) for name in batch}
-
-
-def _first_view(batch: Batch) -> Batch:
-    """Drops the features of the view that is not the batch's."""
-    return {**batch, "features": batch["features"][:, 0]}
+def _choose(chosen: tf.Tensor, one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+    """Rows of one or of the other. `Select` copies them whole; `tf.where` would broadcast, at five times the cost."""
+    return tf.raw_ops.Select(condition=chosen, x=one, y=other)
 
 
 def _mirror(pictures: tf.Tensor) -> tf.Tensor:
@@ -261,15 +160,6 @@ def _mirror(pictures: tf.Tensor) -> tf.Tensor:
     return tf.reshape(rows, (-1, height, width, channels))
 
 
-def _fill(records: _Records, size: int) -> tuple[_Records, tf.Tensor]:
-    """Repeats the first record up to a full batch; the second result weighs the repeated ones 0."""
-    count = tf.shape(records[0])[0]
-    weight = tf.cast(tf.range(size) < count, tf.float32)
-    return tuple(tf.concat([each, tf.repeat(each[:1], size - count)], axis=0) for each in records), weight
-
-
-def _options(batches: tf.data.Dataset) -> tf.data.Dataset:
-    options = tf.data.Options()
-    options.deterministic = True
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return batches.with_options(options)
+def _repeat(values: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+    """Repeats the one channel that a layout stores of several equal ones."""
+    return tf.repeat(values, shape[-1], axis=-1) if shape and values.shape[-1] != shape[-1] else values

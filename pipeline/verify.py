@@ -138,15 +138,18 @@ def _verify_shard(job: _Job) -> dict[str, int]:
 def _verify_sidecar(job: _Job, info: ShardInfo, keys: Sequence[str]) -> None:
     """Verifies that a sidecar holds the features of the examples of these keys, in their order."""
     offset = count = 0
+    starts: list[int] = []
     with _opened(job.directory, info, manifest.MEND_SIDECAR) as file:
         try:
             for record in tfrecord.read(file):
                 key, _ = features.decode(record, job.classes)
                 if keys[count : count + 1] != [key]:
                     raise ValueError(f"features of {key} where those of {keys[count : count + 1]} belong")
+                starts.append(offset)
                 offset, count = offset + len(record) + tfrecord.OVERHEAD_BYTES, count + 1
             if count != len(keys):
                 raise ValueError(f"ends after {count} of {len(keys)} records")
+            _check_segments(starts, info)
         except ValueError as error:
             raise UserError(
                 f"{job.directory}/{info.name} is damaged, record {count} at byte {offset}: {one_line(error)}; "
@@ -158,6 +161,7 @@ def _verify_examples(job: _Job, keys: list[str]) -> dict[str, int]:
     """Verifies the examples of a shard, counts them by source, and appends their keys."""
     layout, offset = example.layout(job.layout), 0
     written: collections.Counter[str] = collections.Counter()
+    starts: list[int] = []
     last: tuple[int, str] | None = None
     with _opened(job.directory, job.info) as file:
         try:
@@ -167,7 +171,9 @@ def _verify_examples(job: _Job, keys: list[str]) -> dict[str, int]:
                 last = _check_place(found.key, job, last)
                 written[found.source] += 1
                 keys.append(found.key)
+                starts.append(offset)
                 offset += len(record) + tfrecord.OVERHEAD_BYTES
+            _check_segments(starts, job.info)
         except ValueError as error:
             raise UserError(
                 f"shard {job.directory}/{job.info.name} is damaged, record {sum(written.values())} at byte {offset}: "
@@ -179,6 +185,12 @@ def _verify_examples(job: _Job, keys: list[str]) -> dict[str, int]:
             f"written; {manifest.MEND_SHARD}"
         )
     return dict(written)
+
+
+def _check_segments(starts: Sequence[int], info: ShardInfo) -> None:
+    """Compares where records begin with where a reader will look for them."""
+    if tuple(starts[:: tfrecord.SEGMENT_RECORDS]) != info.segments:
+        raise ValueError("its segments begin at other bytes than dataset.json says")
 
 
 def _check_values(found: example.Example, layout: example.Layout) -> None:

@@ -15,7 +15,8 @@ from apache_beam.io.filesystems import FileSystems
 
 from beam_jobs import embed, storage
 from configs import demo
-from pipeline import cli, features, manifest, reader, tfrecord, verify
+from pipeline import cli, example, features, manifest, reader, tfrecord, verify
+from pipeline.batches import Batches
 from pipeline.errors import UserError
 from pipeline.shards import SPLITS, TRAIN, VALIDATION
 from tests.helpers import encoded, noise
@@ -96,8 +97,9 @@ def test_the_manifest_knows_them(embedded, config):
 
 
 def batches_of(dataset, stored_features, flip=True):
-    batches = reader.train_batches(dataset, 4, 1, 0, 2, flip, stored_features)
-    return list(batches), list(reader.validation_batches(dataset, 4, stored_features))
+    layout, batches = example.layout(dataset.manifest.layout), Batches(dataset, 4, stored_features)
+    streams = batches.train(1, range(2), flip=flip), batches.validation()
+    return [[reader.unpack(batch, layout) for batch in stream] for stream in streams]
 
 
 def test_a_step_has_the_same_loss_without_the_extractor(embedded, config):
@@ -215,7 +217,8 @@ def test_mistakes_are_one_line(tmp_path, folder, config, capsys):
 @pytest.mark.parametrize("what", ["flipped", "swapped", "missing"])
 def test_verify_finds_damaged_sidecars(what, embedded, capsys):
     dataset = reader.open_dataset(str(embedded))
-    first, second = sorted(dataset.sidecar_paths(TRAIN), key=os.path.getsize)[-2:]
+    sidecars = sorted(dataset.manifest.features.shards[TRAIN], key=lambda info: info.bytes)
+    first, second = map(dataset.path, sidecars[-2:])
     if what == "flipped":
         data = bytearray(Path(first).read_bytes())
         data[9000] ^= 1
@@ -233,9 +236,13 @@ def test_verify_finds_damaged_sidecars(what, embedded, capsys):
 def test_a_sidecar_out_of_line_stops_training(embedded):
     """Its keys are compared with those of the shard, record by record."""
     dataset = reader.open_dataset(str(embedded))
-    reverse(max(dataset.sidecar_paths(VALIDATION), key=os.path.getsize))
+    reverse(longest_sidecar(dataset, VALIDATION))
     with pytest.raises(tf.errors.InvalidArgumentError):
-        list(reader.validation_batches(dataset, 4, features=True))
+        list(Batches(dataset, 4, features=True).validation())
+
+
+def longest_sidecar(dataset, split):
+    return dataset.path(max(dataset.manifest.features.shards[split], key=lambda info: info.bytes))
 
 
 def reverse(path):
@@ -250,7 +257,7 @@ def reverse(path):
 
 def test_features_of_others_stop_training_in_one_line(embedded, config, tmp_path):
     dataset = reader.open_dataset(str(embedded))
-    reverse(max(dataset.sidecar_paths(TRAIN), key=os.path.getsize))
+    reverse(longest_sidecar(dataset, TRAIN))
     with pytest.raises(UserError, match="is damaged: .*; run beam_jobs.embed again"):
         loop.train_and_evaluate(config, replicas.create_strategy(4), str(embedded), str(tmp_path / "run"))
 

@@ -1,20 +1,26 @@
 import copy
 import dataclasses
+import itertools
 import os
 import re
 import shutil
+import signal
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from beam_jobs import preprocess
-from pipeline import color, image, reader
+from pipeline import cli, color, example, image, reader
+from pipeline.batches import Batches
 from pipeline.errors import UserError
+from pipeline.tfrecord import SEGMENT_RECORDS
 from tests.helpers import Terminal, events, scalars
 from trainer import loop, models
 from trainer.checkpoints import Checkpoints
 from trainer.colorizer import Colorizer
+from trainer.steps import Steps
+from trainer.stopping import stop_request
 
 
 def train(config, dataset, workdir, strategy=None):
@@ -32,7 +38,7 @@ def one_and_two_replicas(config, dataset, two_replicas, tmp_path):
     """200 steps and more, on splits of which neither is a multiple of the batch."""
     splits = dataset.manifest.splits
     assert all(split.examples % config.batch_size for split in splits.values())
-    steps = reader.steps_per_epoch(dataset, config.batch_size)
+    steps = Batches(dataset, config.batch_size).steps_per_epoch
     epochs = -(-200 // steps)
     config.epochs_per_learning_rate = (epochs // 2, epochs - epochs // 2)
     one = train(config, dataset, tmp_path / "one")
@@ -71,7 +77,8 @@ def test_first_loss_is_the_mean_over_the_batch_of_the_untrained_model(
     config, compact_dataset, two_replicas, tmp_path, replicas
 ):
     train(config, compact_dataset, tmp_path, two_replicas if replicas == 2 else None)
-    batch = next(iter(reader.train_batches(compact_dataset, config.batch_size, config.seed, 0, 1, flip=True)))
+    stored = next(iter(Batches(compact_dataset, config.batch_size).train(config.seed, range(1))))
+    batch = reader.unpack(stored, example.layout(compact_dataset.manifest.layout))
     model = models.create(config.model, config.seed)
     losses = model.loss(model.outputs(batch, training=False), batch)
     assert scalars(tmp_path, "loss")[1] == pytest.approx(float(tf.reduce_mean(losses)), rel=1e-5)
@@ -88,30 +95,63 @@ def test_validation_loss_is_the_mean_over_examples(config, compact_dataset, two_
     assert state.validation_losses[-1] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_interrupted_after_an_epoch_and_resumed_ends_with_the_same_weights(
-    config, compact_dataset, two_replicas, tmp_path, monkeypatch, replicas
+def ask_to_stop(monkeypatch, method, call, number=signal.SIGTERM):
+    """Sends this process a signal in a certain call of a method of `Steps`."""
+    original, calls = getattr(Steps, method), itertools.count(1)
+
+    def signalled(self, *args):
+        if next(calls) == call:
+            os.kill(os.getpid(), number)
+        return original(self, *args)
+
+    monkeypatch.setattr(Steps, method, signalled)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "method", "call", "stops_at"),
+    [(1, "train", 1, 1), (1, "train", 30, 30), (2, "train", 30, 30), (1, "validate", 1, 21), (1, "validate", 5, 42)],
+)
+def test_told_to_stop_and_resumed_ends_as_if_nothing_had_been(
+    config, compact_dataset, two_replicas, tmp_path, monkeypatch, whole_runs, replicas, method, call, stops_at
 ):
     strategy = two_replicas if replicas == 2 else None
-    config.epochs_per_learning_rate = (2, 2)
-    whole = train(config, compact_dataset, tmp_path / "whole", strategy)
-
-    save, saved = Checkpoints.save, []
-
-    def save_then_die(self, step, *args):
-        save(self, step, *args)
-        saved.append(step)
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-
+    if replicas not in whole_runs:
+        whole_runs[replicas] = tmp_path / "whole", train(config, compact_dataset, tmp_path / "whole", strategy)
+    folder, whole = whole_runs[replicas]
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save_then_die)
-        with pytest.raises(KeyboardInterrupt):
+        ask_to_stop(patch, method, call)
+        with pytest.raises(cli.Terminated):
             train(config, compact_dataset, tmp_path / "parts", strategy)
+    assert Checkpoints(str(tmp_path / "parts")).steps()[-1] == stops_at
     resumed = train(config, compact_dataset, tmp_path / "parts", strategy)
     assert resumed.step == whole.step
-    assert resumed.validation_losses == whole.validation_losses[2:]
     assert_weights_close(whole, resumed, rtol=0, atol=0)
+    for tag in ("loss", "learning_rate", "validation_loss"):
+        assert scalars(tmp_path / "parts", tag) == scalars(folder, tag)
+
+
+@pytest.fixture(scope="module")
+def whole_runs():
+    """Folder and final state of runs that nothing stopped, by their replicas."""
+    return {}
+
+
+def test_an_interrupt_saves_too_and_a_second_one_ends_at_once(config, compact_dataset, tmp_path, monkeypatch):
+    ask_to_stop(monkeypatch, "train", 2, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, compact_dataset, tmp_path)
+    assert Checkpoints(str(tmp_path)).steps() == [2]
+    with pytest.raises(KeyboardInterrupt), stop_request() as request:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.is_made
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_checkpoints_are_written_within_an_epoch(config, compact_dataset, tmp_path):
+    config.steps_per_checkpoint, config.kept_checkpoints = 8, 3
+    train(config, compact_dataset, tmp_path)
+    assert Checkpoints(str(tmp_path)).steps() == [21, 32, 40, 42]  # the first was the best until the last was validated
 
 
 def test_a_finished_run_has_nothing_left_to_do(config, compact_dataset, tmp_path):
@@ -157,7 +197,7 @@ def test_tensorboard_tags_steps_and_values(config, compact_dataset, tmp_path):
     assert {tag for _, tag, _ in events(tmp_path)} == {
         "loss", "learning_rate", "images_per_second", "validation_loss", "panel", "config",
     }  # fmt: skip
-    steps = reader.steps_per_epoch(compact_dataset, config.batch_size)
+    steps = Batches(compact_dataset, config.batch_size).steps_per_epoch
     assert list(scalars(tmp_path, "loss")) == list(range(1, 2 * steps + 1))
     rates = scalars(tmp_path, "learning_rate")
     assert [rates[step] for step in (1, steps, steps + 1, 2 * steps)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
@@ -201,8 +241,12 @@ def test_another_model_trains_in_the_same_loop(config, toy_model, compact_datase
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, compact_dataset, tmp_path):
     config.learning_rates = (1e30, 1.0)
-    with pytest.raises(UserError, match=r"the loss of step \d+ is (nan|inf); lower --config.learning_rates"):
+    with pytest.raises(UserError, match=r"the loss of step \d+ is (nan|inf); lower --config.learning_rates") as caught:
         train(config, compact_dataset, tmp_path)
+    step = int(re.search(r"step (\d+)", str(caught.value))[1])
+    keys = Batches(compact_dataset, config.batch_size).keys(config.seed, 0, step - 1)
+    assert len(keys) == config.batch_size
+    assert str(caught.value).endswith(f"of its batch: {', '.join(keys)}")
 
 
 def test_a_shard_damaged_inside_is_named(config, compact_dataset, tmp_path):
@@ -268,13 +312,14 @@ def test_events_that_cannot_be_written_are_one_line(config, compact_dataset, tmp
 def test_a_manifest_that_promises_more_than_there_is(config, compact_dataset, tmp_path):
     promised = shutil.copytree(compact_dataset.directory, tmp_path / "data")
     manifest = compact_dataset.manifest
-    train_split = manifest.splits["train"]
-    shards = (dataclasses.replace(train_split.shards[0], examples=1000), *train_split.shards[1:])
-    more = {"images": 1000 - train_split.shards[0].examples}
-    train_split = dataclasses.replace(
-        train_split, shards=shards, listed={**train_split.listed, **more}, written={**train_split.written, **more}
-    )
-    manifest = dataclasses.replace(manifest, splits={**manifest.splits, "train": train_split})
+    split = manifest.splits["train"]
+    first, *others = split.shards
+    more = SEGMENT_RECORDS - first.examples  # all that its one segment could hold
+    assert more >= config.batch_size
+    shards = (dataclasses.replace(first, examples=first.examples + more), *others)
+    listed, written = ({**counts, "images": more} for counts in (split.listed, split.written))
+    split = dataclasses.replace(split, shards=shards, listed=listed, written=written)
+    manifest = dataclasses.replace(manifest, splits={**manifest.splits, "train": split})
     (promised / "dataset.json").write_text(manifest.to_json())
     with pytest.raises(UserError, match="data cannot be read: .*; make it again"):
         train(config, reader.open_dataset(str(promised)), tmp_path / "run")
@@ -283,7 +328,7 @@ def test_a_manifest_that_promises_more_than_there_is(config, compact_dataset, tm
 def test_progress_bar_on_a_terminal(config, compact_dataset, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
     train(config, compact_dataset, tmp_path)
-    steps = reader.steps_per_epoch(compact_dataset, config.batch_size)
+    steps = Batches(compact_dataset, config.batch_size).steps_per_epoch
     assert "epoch 2/2: 100%" in terminal.getvalue()
     assert f"{steps}/{steps}" in terminal.getvalue()
     assert re.search(r"loss 0\.\d+, \d+\.\d images/s", terminal.getvalue())
@@ -302,6 +347,7 @@ def test_a_start_that_fails_does_not_claim_the_directory(config, compact_dataset
     [
         ("steps_per_log", 0, "steps_per_log is 0; choose a whole number from 1"),
         ("kept_checkpoints", 0, "kept_checkpoints is 0"),
+        ("steps_per_checkpoint", 0, "steps_per_checkpoint is 0"),
         ("panel_pictures", -1, "panel_pictures is -1; choose a whole number from 0"),
         ("model.width_multiplier", float("nan"), "width_multiplier is nan; choose above 0"),
         ("epochs_per_learning_rate", (1.5, 1), "epochs whole"),
@@ -314,9 +360,14 @@ def test_fields_out_of_range_are_refused(config, compact_dataset, tmp_path, fiel
     assert not (tmp_path / "config.json").exists()
 
 
-def test_only_the_newest_checkpoints_are_kept(config, compact_dataset, tmp_path):
+def test_the_newest_checkpoints_and_the_best_are_kept(config, compact_dataset, tmp_path, monkeypatch):
+    losses = iter((0.3, 0.1, 0.2, 0.4))
+    monkeypatch.setattr(loop._Run, "_validate", lambda self: next(losses))
     config.epochs_per_learning_rate = (2, 2)
-    config.kept_checkpoints = 2
+    config.kept_checkpoints = 1
     train(config, compact_dataset, tmp_path)
-    steps = reader.steps_per_epoch(compact_dataset, config.batch_size)
-    assert sorted(os.listdir(tmp_path / "checkpoints")) == [f"step-{3 * steps:08d}", f"step-{4 * steps:08d}"]
+    steps = Batches(compact_dataset, config.batch_size).steps_per_epoch
+    checkpoints = Checkpoints(str(tmp_path))
+    assert checkpoints.steps() == [2 * steps, 4 * steps]
+    assert checkpoints.best() == 2 * steps
+    assert [checkpoints.validation_loss(step) for step in checkpoints.steps()] == [0.1, 0.4]

@@ -18,14 +18,14 @@ MANIFEST = Manifest(
     splits={
         "train": SplitInfo(
             (
-                ShardInfo("train-00000-of-00002.tfrecord", 480_000, "00ab34ef", 2),
-                ShardInfo("x", 240_000, "12345678", 1),
+                ShardInfo("train-00000-of-00002.tfrecord", 480_000, "00ab34ef", 2, (0,)),
+                ShardInfo("x", 240_000, "12345678", 1, (0,)),
             ),
             {"images": 1, "places365": 4},
             {"places365": 3},
             {"images": {Reason.TOO_DARK: 1}, "places365": {Reason.GRAYSCALE: 1}},
         ),
-        "validation": SplitInfo((ShardInfo("y", 0, "00000000", 0),), {}, {}, {}),
+        "validation": SplitInfo((ShardInfo("y", 0, "00000000", 0, ()),), {}, {}, {}),
     },
     rejects=FileInfo("rejects.jsonl", 300, "01234567"),
 )
@@ -52,7 +52,7 @@ def test_counts():
 
 def test_tells_people_and_programs_what_a_tensor_is():
     fields = json.loads(MANIFEST.to_json())
-    assert fields["schema_version"] == 2
+    assert fields["schema_version"] == 3
     assert fields["tensors"]["ab_224"]["shape"] == [224, 224, 2]
     assert fields["tensors"]["ab_224"]["range"] == [-1.0, 1.0]
     assert fields["tensors"]["l_299"]["stored"]["shape"] == [299, 299, 1]
@@ -65,8 +65,8 @@ def test_tells_people_and_programs_what_a_tensor_is():
         ("", "d.json is not a dataset manifest"),
         ("[]", "d.json is not a dataset manifest"),
         ("{}", "d.json is not a dataset manifest"),
-        ('{"schema_version": 99}', "schema version 99, this program reads 2"),
-        ('{"schema_version": 2}', "d.json is damaged: its checksum differs"),
+        ('{"schema_version": 99}', "schema version 99, this program reads 3"),
+        ('{"schema_version": 3}', "d.json is damaged: its checksum differs"),
         (MANIFEST.to_json() + " ", "its checksum differs"),
         (MANIFEST.to_json().replace("480000", "480001"), "its checksum differs"),
         (altered("compact", "brotli"), "layout 'brotli' is unknown"),
@@ -75,6 +75,7 @@ def test_tells_people_and_programs_what_a_tensor_is():
         (MANIFEST.to_json().replace('"places365": 3', '"places365"'), "is not a dataset manifest"),
         (altered('"crc32c"', '"md5"'), "d.json is damaged"),
         (altered("00ab34ef", "00ab34eg"), "d.json is damaged .*crc32c"),
+        (altered('"examples": 2', '"examples": 33'), r"d.json is damaged \(1 segments of 33 examples in train-00000"),
         (altered('"bytes": 480000', '"bytes": -1'), "d.json is damaged .*bytes"),
         (altered('"bytes": 480000', '"bytes": null'), "d.json is damaged .*bytes"),
         (altered('"seed": 7', '"seed": 7.5'), "d.json is damaged .*seed"),

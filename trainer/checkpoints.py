@@ -1,12 +1,15 @@
 """The state of a run: written aside, read back, then renamed; and read from the newest checkpoint that is whole."""
 
+import dataclasses
 import logging
 import re
 import uuid
 
 import keras
+import msgspec
 import tensorflow as tf
 
+from pipeline import files as pipeline_files
 from pipeline.errors import UserError, one_line
 from trainer import files
 
@@ -15,6 +18,7 @@ _FOLDER = "checkpoints"
 _NAME = re.compile(r"^step-(\d{8})/?$")
 _WRITING = "writing-"
 _PREFIX = "state"
+_METRICS = "metrics.json"
 
 
 class Checkpoints:
@@ -28,16 +32,40 @@ class Checkpoints:
         names = tf.io.gfile.listdir(self._folder) if tf.io.gfile.isdir(self._folder) else []
         return sorted(int(match[1]) for name in names if (match := _NAME.match(name)))
 
+    def validation_loss(self, step: int) -> float | None:
+        """The validation loss that was recorded for a step; None, if none was."""
+        try:
+            with tf.io.gfile.GFile(self._path(step, _METRICS), "rb") as file:
+                return msgspec.json.decode(file.read(), type=_Metrics).validation_loss
+        except (tf.errors.OpError, msgspec.MsgspecError):  # of no step, or of a damaged one
+            return None
+
+    def best(self) -> int | None:
+        """The step of the lowest validation loss, the newest of equal ones; None, if none was recorded."""
+        losses = {step: loss for step in self.steps() if (loss := self.validation_loss(step)) is not None}
+        return min(reversed(losses), key=losses.__getitem__, default=None)
+
+    def record(self, step: int, validation_loss: float) -> None:
+        """Says what the checkpoint of a step is worth.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        pipeline_files.write(self._path(step, _METRICS), msgspec.json.encode(_Metrics(validation_loss)))
+
     def save(self, step: int, network: keras.Model, optimizer: keras.Optimizer, keep: int) -> None:
-        """Writes a checkpoint and deletes all but the `keep` newest.
+        """Writes a checkpoint and deletes all but the `keep` newest and the best.
 
         Raises:
             UserError: it cannot be written; those before are as they were.
         """
         with files.writing(f"checkpoint {self._path(step)}"):
-            self._save(step, network, optimizer, keep)
+            self._save(step, network, optimizer)
+            kept = {*self.steps()[-max(1, keep) :], self.best()}
+            for old in set(self.steps()) - kept:
+                tf.io.gfile.rmtree(self._path(old))
 
-    def _save(self, step: int, network: keras.Model, optimizer: keras.Optimizer, keep: int) -> None:
+    def _save(self, step: int, network: keras.Model, optimizer: keras.Optimizer) -> None:
         for abandoned in tf.io.gfile.glob(tf.io.gfile.join(self._folder, f"{_WRITING}*")):
             tf.io.gfile.rmtree(abandoned)  # by a process that was killed: a run is written by one
         temporary = tf.io.gfile.join(self._folder, f"{_WRITING}{uuid.uuid4().hex}")
@@ -48,8 +76,6 @@ class Checkpoints:
         if tf.io.gfile.exists(self._path(step)):  # a damaged one, which was passed over
             tf.io.gfile.rmtree(self._path(step))
         tf.io.gfile.rename(temporary, self._path(step))
-        for old in self.steps()[: -max(1, keep)]:
-            tf.io.gfile.rmtree(self._path(old))
 
     def restore(self, network: keras.Model, optimizer: keras.Optimizer | None = None) -> int | None:
         """Loads the newest whole checkpoint into a network and, to go on training, into its built optimizer.
@@ -87,8 +113,15 @@ class Checkpoints:
         except Exception as error:  # TensorFlow has no error of its own for a damaged checkpoint
             raise UserError(f"checkpoint {path} is damaged or of another model: {one_line(error)[:200]}") from error
 
-    def _path(self, step: int) -> str:
-        return tf.io.gfile.join(self._folder, f"step-{step:08d}")
+    def _path(self, step: int, *names: str) -> str:
+        return tf.io.gfile.join(self._folder, f"step-{step:08d}", *names)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Metrics:
+    """What is known of a checkpoint's worth."""
+
+    validation_loss: float
 
 
 def _read_all(prefix: str) -> None:

@@ -1,5 +1,6 @@
 """The training loop: the same for one device and for many."""
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -11,14 +12,17 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from pipeline import reader
+from pipeline import example, reader
+from pipeline.batches import Batches
 from pipeline.errors import UserError, one_line
 from pipeline.reader import Batch, Dataset
 from pipeline.shards import TRAIN, VALIDATION
 from trainer import models, schedule, workdir
 from trainer.checkpoints import Checkpoints
 from trainer.models.base import ColorModel
-from trainer.summaries import Summaries, side_by_side
+from trainer.steps import Steps
+from trainer.stopping import Stop, StopRequest, stop_request
+from trainer.summaries import Summaries
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -53,7 +57,7 @@ def train_and_evaluate(
     _check(config)
     dataset = reader.open_dataset(data_dir)
     epochs = schedule.epochs(config.learning_rates, config.epochs_per_learning_rate)
-    steps_per_epoch = reader.steps_per_epoch(dataset, config.batch_size)
+    steps_per_epoch = Batches(dataset, config.batch_size).steps_per_epoch
     checkpoints = Checkpoints(work_dir)
     if checkpoints.steps():
         workdir.check(work_dir, config, dataset.manifest)
@@ -65,15 +69,28 @@ def train_and_evaluate(
         _LOGGER.info("goes on from step %d, epoch %d of %d", state.step, state.step // steps_per_epoch, epochs)
     _describe(config, dataset, state, epochs, steps_per_epoch)
 
-    run = _Run(config, dataset, strategy, state, rate, Summaries(work_dir))
-    first_epoch = state.step // steps_per_epoch
-    batches = iter(run.train_batches(first_epoch, epochs))
+    with stop_request() as stop:
+        run = _Run(config, dataset, strategy, state, rate, checkpoints, Summaries(work_dir), stop)
+        try:
+            with _naming_damage(dataset):
+                run.train(epochs)
+        except Stop:
+            run.save()
+            _LOGGER.info("stopped at step %d, which is saved; the same command goes on from there", state.step)
+            stop.obey()
+    _LOGGER.info("finished at step %d, epoch %d; %s", state.step, epochs, work_dir)
+    return state
+
+
+@contextlib.contextmanager
+def _naming_damage(dataset: Dataset) -> Iterator[None]:
+    """Says of a failure to read within the block which file of the dataset is to blame.
+
+    Raises:
+        UserError: one is.
+    """
     try:
-        for epoch in range(first_epoch, epochs):
-            run.train_epoch(batches, steps_per_epoch, f"epoch {epoch + 1}/{epochs}")
-            run.validate()
-            run.show_panel()
-            checkpoints.save(state.step, state.model.network, state.optimizer, config.kept_checkpoints)
+        yield
     except (
         tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.InvalidArgumentError, StopIteration
     ) as error:  # fmt: skip
@@ -81,13 +98,12 @@ def train_and_evaluate(
         dataset.check_contents()
         if isinstance(error, tf.errors.InvalidArgumentError):  # the dataset is whole: it is not to blame
             raise
-        raise UserError(f"dataset {data_dir} cannot be read: {one_line(error)}; make it again") from error
-    _LOGGER.info("finished at step %d, epoch %d; %s", state.step, epochs, work_dir)
-    return state
+        raise UserError(f"dataset {dataset.directory} cannot be read: {one_line(error)}; make it again") from error
 
 
 def _check(config: ConfigDict) -> None:
-    for field, least in (("steps_per_log", 1), ("kept_checkpoints", 1), ("panel_pictures", 0)):
+    fields = {"steps_per_log": 1, "steps_per_checkpoint": 1, "kept_checkpoints": 1, "panel_pictures": 0}
+    for field, least in fields.items():
         if config[field] < least:
             raise UserError(f"{field} is {config[field]}; choose a whole number from {least}")
 
@@ -131,7 +147,7 @@ def _stored_features(model: ColorModel, dataset: Dataset) -> bool:
 
 
 class _Run:
-    """What the steps of a run share."""
+    """What the epochs of a run share."""
 
     def __init__(
         self,
@@ -140,36 +156,71 @@ class _Run:
         strategy: tf.distribute.Strategy,
         state: TrainState,
         rate: keras.optimizers.schedules.LearningRateSchedule,
+        checkpoints: Checkpoints,
         summaries: Summaries,
+        stop: StopRequest,
     ):
         self._config = config
         self._dataset = dataset
         self._strategy = strategy
         self._state = state
+        self._saved = state.step
         self._rate = rate
+        self._checkpoints = checkpoints
         self._summaries = summaries
+        self._stop = stop
         self._features = _stored_features(state.model, dataset)
+        self._batches = Batches(
+            dataset, config.batch_size, self._features, config.input_memory_mib << 20, config.deterministic
+        )
+        layout = example.layout(dataset.manifest.layout)
+        self._steps = Steps(strategy, state.model, state.optimizer, layout, config.batch_size)
+        self._steps_per_epoch = self._batches.steps_per_epoch
         self._has_validation = dataset.manifest.splits[VALIDATION].examples > 0
         if not self._has_validation:
             _LOGGER.warning("no validation split: no validation loss, and the panel shows pictures that are trained on")
         summaries.config(workdir.to_json(config), state.step)
 
-    def train_batches(self, first_epoch: int, epochs: int) -> tf.distribute.DistributedDataset:
-        config = self._config
-        batches = reader.train_batches(
-            self._dataset, config.batch_size, config.seed, first_epoch, epochs, config.horizontal_flip, self._features
-        )
-        return self._strategy.experimental_distribute_dataset(batches)
+    def train(self, epochs: int) -> None:
+        """Trains from the step where the state is to the end of the last epoch.
 
-    def train_epoch(self, batches: Iterator[Batch], steps: int, title: str) -> None:
-        """Trains for one epoch. Losses stay on the device for some steps: reading one waits for its step to end."""
+        Raises:
+            Stop: somebody asked for it; the state is that after a whole step.
+        """
+        if self._state.step and self._at_end_of_epoch and not self._is_validated:
+            self._finish_epoch()
+        epoch, first_step = divmod(self._state.step, self._steps_per_epoch)
+        batches = iter(self._distribute_train(range(epoch, epochs), first_step))
+        while epoch < epochs:
+            self._train_epoch(batches, f"epoch {epoch + 1}/{epochs}")
+            self._finish_epoch()
+            epoch += 1
+
+    @property
+    def _at_end_of_epoch(self) -> bool:
+        return self._state.step % self._steps_per_epoch == 0
+
+    @property
+    def _is_validated(self) -> bool:
+        return not self._has_validation or self._checkpoints.validation_loss(self._state.step) is not None
+
+    def _distribute_train(self, epochs: range, first_step: int) -> tf.distribute.DistributedDataset:
+        config = self._config
+        return self._strategy.distribute_datasets_from_function(
+            lambda context: self._batches.train(config.seed, epochs, first_step, config.horizontal_flip, context)
+        )
+
+    def _train_epoch(self, batches: Iterator[Batch], title: str) -> None:
+        """Trains to the end of an epoch. Losses stay on the device for some steps: reading one waits for its step."""
         state, losses, epoch_losses = self._state, [], []
+        done = state.step % self._steps_per_epoch
         epoch_start = start = time.monotonic()
-        with tqdm(total=steps, desc=title, unit="step", disable=None) as bar:
-            for step in range(1, steps + 1):
-                losses.append(self._train_step(next(batches)))
+        with tqdm(total=self._steps_per_epoch, initial=done, desc=title, unit="step", disable=None) as bar:
+            for step in range(done + 1, self._steps_per_epoch + 1):
+                losses.append(self._steps.train(next(batches)))
                 state.step += 1
-                if step % self._config.steps_per_log == 0 or step == steps:
+                stops = self._stop.is_made
+                if stops or step % self._config.steps_per_log == 0 or step == self._steps_per_epoch:
                     values = self._record(losses)
                     rate = self._images_per_second(len(losses), start)
                     self._summaries.throughput(state.step, rate)
@@ -177,8 +228,13 @@ class _Run:
                     bar.update(len(losses))
                     epoch_losses += values
                     losses, start = [], time.monotonic()
-        rate = self._images_per_second(steps, epoch_start)
-        _LOGGER.info("%s: step %d, mean loss %.5f, %.1f images/s", title, state.step, sum(epoch_losses) / steps, rate)
+                if stops:
+                    raise Stop
+                if state.step % self._config.steps_per_checkpoint == 0:
+                    self.save()
+        count = len(epoch_losses)
+        rate = self._images_per_second(count, epoch_start)
+        _LOGGER.info("%s: step %d, mean loss %.5f, %.1f images/s", title, state.step, sum(epoch_losses) / count, rate)
 
     def _images_per_second(self, steps: int, start: float) -> float:
         return steps * self._config.batch_size / (time.monotonic() - start)
@@ -189,65 +245,53 @@ class _Run:
         first = self._state.step - len(values) + 1
         for step, value in enumerate(values, first):
             if not math.isfinite(value):
-                raise UserError(f"the loss of step {step} is {value}; lower --config.learning_rates")
+                keys = self._batches.keys(self._config.seed, *divmod(step - 1, self._steps_per_epoch))
+                raise UserError(
+                    f"the loss of step {step} is {value}; lower --config.learning_rates, or look at the pictures of "
+                    f"its batch: {', '.join(keys)}"
+                )
             self._summaries.training(step, value, float(self._rate(step - 1)))
         return values
 
-    @tf.function
-    def _train_step(self, batch: Batch) -> tf.Tensor:
-        """One step on a global batch; its loss before the step, scalar."""
-        model, optimizer = self._state.model, self._state.optimizer
+    def _finish_epoch(self) -> None:
+        """Saves the state, says what it is worth, and shows pictures."""
+        self.save()
+        if self._has_validation:
+            self._checkpoints.record(self._state.step, self._validate())
+        self._show_panel()
 
-        def replica_step(batch: Batch) -> tf.Tensor:
-            with tf.GradientTape() as tape:
-                losses = model.loss(model.outputs(batch, training=True), batch)  # (B / replicas,)
-                # Divided by the global batch: the sum over replicas is the mean over its examples.
-                loss = tf.reduce_sum(losses) / self._config.batch_size
-            variables = model.network.trainable_variables
-            # The optimizer sums gradients over replicas.
-            optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
-            return loss
+    def save(self) -> None:
+        """Saves the state, unless it is saved already."""
+        state = self._state
+        if state.step != self._saved:
+            self._summaries.flush()  # a run that goes on from here does not write these events again
+            self._checkpoints.save(state.step, state.model.network, state.optimizer, self._config.kept_checkpoints)
+            self._saved = state.step
 
-        return self._strategy.reduce("SUM", self._strategy.run(replica_step, args=(batch,)), axis=None)
+    def _validate(self) -> float:
+        """The mean loss over the validation split.
 
-    def validate(self) -> None:
-        """The mean loss over the validation split, if there is one."""
-        if not self._has_validation:
-            return
-        batches = reader.validation_batches(self._dataset, self._config.batch_size, self._features)
+        Raises:
+            Stop: somebody asked for it.
+        """
         total = count = 0.0
-        for batch in self._strategy.experimental_distribute_dataset(batches):
-            batch_total, batch_count = self._validation_step(batch)
+        for batch in self._strategy.distribute_datasets_from_function(self._batches.validation):
+            if self._stop.is_made:
+                raise Stop
+            batch_total, batch_count = self._steps.validate(batch)
             total, count = total + float(batch_total), count + float(batch_count)
         loss = total / count
         self._state.validation_losses.append(loss)
         self._summaries.validation(self._state.step, loss)
         _LOGGER.info("validation loss %.5f over %d examples", loss, count)
+        return loss
 
-    @tf.function
-    def _validation_step(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        """The sum of losses over the examples of a global batch, and how many they are."""
-        model = self._state.model
-
-        def replica_step(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-            losses = model.loss(model.outputs(batch, training=False), batch)
-            return tf.reduce_sum(losses * batch["weight"]), tf.reduce_sum(batch["weight"])
-
-        total, count = self._strategy.run(replica_step, args=(batch,))
-        reduce = self._strategy.reduce
-        return reduce("SUM", total, axis=None), reduce("SUM", count, axis=None)
-
-    def show_panel(self) -> None:
+    def _show_panel(self) -> None:
         """Draws the first examples of the validation split (of the train split, where that is empty)."""
         pictures = self._config.panel_pictures
         if pictures > 0:
             split = VALIDATION if self._has_validation else TRAIN
             batch = next(iter(reader.examples(self._dataset, split).take(pictures).batch(pictures)))
-            self._summaries.panel(self._state.step, self._draw(batch["l_224"], batch["l_299"], batch["ab_224"]))
+            shown = {name: batch[name] for name in ("l_224", "l_299", "ab_224")}
+            self._summaries.panel(self._state.step, self._steps.draw(shown))
         self._summaries.flush()
-
-    @tf.function
-    def _draw(self, l_224: tf.Tensor, l_299: tf.Tensor, ab_224: tf.Tensor) -> tf.Tensor:
-        model = self._state.model
-        predicted = model.ab(model.outputs({"l_224": l_224, "l_299": l_299}, training=False))
-        return side_by_side(l_224, predicted, ab_224)

@@ -1,0 +1,213 @@
+import itertools
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline import example, reader, tensors
+from pipeline.batches import ONE_HOST, Batches
+from pipeline.errors import UserError
+from pipeline.shards import TRAIN, VALIDATION
+
+
+def by_key(dataset, split):
+    return {found["key"].decode(): found for found in reader.examples(dataset, split).as_numpy_iterator()}
+
+
+def fingerprints(batches):
+    """A number for each example that no other has."""
+    return [
+        float(value) for batch in batches for value in np.sum(batch["ab_224"] * 1e3, axis=(1, 2, 3), dtype=np.float64)
+    ]
+
+
+def unpacked(dataset, batches):
+    layout = example.layout(dataset.manifest.layout)
+    return batches.map(lambda batch: reader.unpack(batch, layout))
+
+
+def train(dataset, batch_size=4, seed=1, epochs=range(1), first_step=0, flip=False, context=ONE_HOST, **settings):
+    batches = Batches(dataset, batch_size, **settings)
+    return unpacked(dataset, batches.train(seed, epochs, first_step, flip, context))
+
+
+def validation(dataset, batch_size, context=ONE_HOST):
+    return unpacked(dataset, Batches(dataset, batch_size).validation(context))
+
+
+def test_batches_are_float32_of_fixed_shapes(dataset):
+    spec = train(dataset).element_spec
+    assert {name: (tuple(s.shape[1:]), s.dtype) for name, s in spec.items()} == {
+        name: (shape, tf.float32) for name, shape in tensors.SHAPES.items()
+    }
+
+
+def test_an_epoch_shows_every_example_but_a_partial_batch_once(compact_dataset):
+    all_of_them = sorted(
+        float(np.sum(f["ab_224"] * 1e3, dtype=np.float64)) for f in by_key(compact_dataset, TRAIN).values()
+    )
+    count = len(all_of_them)
+    assert count % 4  # the dataset is uneven, or this shows nothing
+    seen = fingerprints(train(compact_dataset))
+    assert len(seen) == count - count % 4 == 4 * Batches(compact_dataset, 4).steps_per_epoch
+    left = np.setdiff1d(np.round(all_of_them, 3), np.round(seen, 3))
+    assert len(left) == count % 4
+    assert len(set(np.round(seen, 3))) == len(seen)
+
+
+def test_order_depends_on_seed_and_epoch_alone(compact_dataset):
+    first = fingerprints(train(compact_dataset, flip=True))
+    assert first == fingerprints(train(compact_dataset, flip=True))
+    assert first != fingerprints(train(compact_dataset, flip=True, seed=2))
+    both = fingerprints(train(compact_dataset, epochs=range(2), flip=True))
+    assert both[: len(first)] == first
+    second = fingerprints(train(compact_dataset, epochs=range(1, 2), flip=True))
+    assert both[len(first) :] == second
+    assert second != first
+
+
+def test_examples_meet_others_in_each_epoch(compact_dataset):
+    """Not only does the order of batches change: what a batch holds does."""
+    batches = [set(fingerprints([batch])) for batch in train(compact_dataset, epochs=range(3))]
+    steps = len(batches) // 3
+    for epoch in (1, 2):
+        again = [batch for batch in batches[epoch * steps : (epoch + 1) * steps] if batch in batches[:steps]]
+        assert len(again) < steps / 2
+
+
+def test_a_flip_mirrors_all_tensors_of_an_example_and_half_of_the_examples(compact_dataset):
+    plain = list(train(compact_dataset, epochs=range(3)).as_numpy_iterator())
+    flipped = list(train(compact_dataset, epochs=range(3), flip=True).as_numpy_iterator())
+    mirrored = []
+    for before, after in zip(plain, flipped, strict=True):
+        for row in range(4):
+            ways = {
+                name: (
+                    np.array_equal(after[name][row], before[name][row]),
+                    np.array_equal(after[name][row], before[name][row][:, ::-1]),
+                )
+                for name in tensors.SHAPES
+            }
+            assert len(set(ways.values())) == 1, ways
+            assert ways["l_224"] in ((True, False), (False, True))
+            mirrored.append(ways["l_224"][1])
+    assert 0.35 < np.mean(mirrored) < 0.65  # 258 examples: within five standard deviations
+    epoch = len(mirrored) // 3
+    assert mirrored[:epoch] != mirrored[epoch : 2 * epoch]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 9, 50])
+def test_validation_shows_every_example_exactly_once(compact_dataset, batch_size):
+    expected = sorted(
+        float(np.sum(f["ab_224"] * 1e3, dtype=np.float64)) for f in by_key(compact_dataset, VALIDATION).values()
+    )
+    seen = []
+    for batch in validation(compact_dataset, batch_size).as_numpy_iterator():
+        assert batch["weight"].shape == (batch_size,)
+        seen += fingerprints([{"ab_224": batch["ab_224"][batch["weight"] == 1]}])
+        assert set(batch["weight"]) <= {0.0, 1.0}
+    np.testing.assert_allclose(sorted(seen), expected)
+
+
+def test_a_batch_larger_than_the_split_is_refused(compact_dataset):
+    with pytest.raises(
+        UserError, match="examples to train on, fewer than a batch of 1000; set --config.batch_size lower"
+    ):
+        train(compact_dataset, batch_size=1000)
+
+
+def test_an_empty_split_has_no_batches(make_dataset, tmp_path):
+    folder = make_dataset(tmp_path / "out", "--config.dataset.validation_fraction=0")
+    assert list(validation(reader.open_dataset(str(folder)), 4)) == []
+
+
+def context(host, hosts, replicas=1):
+    return tf.distribute.InputContext(hosts, host, hosts * replicas)
+
+
+def host_batches(dataset, hosts, batch_size=12, **options):
+    """For each step the examples that every host has of it."""
+    streams = [
+        fingerprints_by_batch(train(dataset, batch_size, context=context(h, hosts), **options)) for h in range(hosts)
+    ]
+    return list(zip(*streams, strict=True))
+
+
+def fingerprints_by_batch(batches):
+    return [fingerprints([batch]) for batch in batches]
+
+
+@pytest.mark.parametrize("hosts", [2, 3, 12])
+def test_hosts_share_what_one_host_reads(compact_dataset, hosts):
+    """Step by step, over two epochs."""
+    whole = fingerprints_by_batch(train(compact_dataset, 12, epochs=range(2), flip=True))
+    shared = host_batches(compact_dataset, hosts, epochs=range(2), flip=True)
+    assert len(shared) == len(whole)
+    for parts, batch in zip(shared, whole, strict=True):
+        assert all(len(part) == 12 // hosts for part in parts)
+        assert sorted(itertools.chain(*parts)) == sorted(batch)
+
+
+def test_replicas_of_a_host_take_its_part_in_turn(compact_dataset):
+    whole = fingerprints(train(compact_dataset, 12, context=context(1, 2)))
+    parts = fingerprints_by_batch(train(compact_dataset, 12, context=context(1, 2, replicas=3)))
+    assert {len(part) for part in parts} == {2}
+    assert list(itertools.chain(*parts)) == whole
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_from_any_step_the_stream_goes_on_as_it_would_have(compact_dataset, hosts):
+    whole = host_batches(compact_dataset, hosts, epochs=range(2), flip=True)
+    steps = Batches(compact_dataset, 12).steps_per_epoch
+    for step in range(2 * steps):
+        epoch, first_step = divmod(step, steps)
+        rest = host_batches(compact_dataset, hosts, epochs=range(epoch, 2), first_step=first_step, flip=True)
+        assert rest == whole[step:]
+
+
+def test_keys_of_a_batch(compact_dataset):
+    """What is read for a message is what was trained on."""
+    found = by_key(compact_dataset, TRAIN)
+    steps = Batches(compact_dataset, 4).steps_per_epoch
+    stream = train(compact_dataset, epochs=range(2)).as_numpy_iterator()
+    for position, batch in enumerate(stream):
+        keys = Batches(compact_dataset, 4).keys(1, *divmod(position, steps))
+        np.testing.assert_array_equal(np.stack([found[key]["ab_224"] for key in keys]), batch["ab_224"])
+
+
+@pytest.mark.parametrize("hosts", [2, 3])
+def test_hosts_validate_every_example_exactly_once(compact_dataset, hosts):
+    expected = sorted(
+        float(np.sum(f["ab_224"] * 1e3, dtype=np.float64)) for f in by_key(compact_dataset, VALIDATION).values()
+    )
+    seen, lengths = [], set()
+    for host in range(hosts):
+        batches = list(validation(compact_dataset, 12, context(host, hosts)).as_numpy_iterator())
+        lengths.add(len(batches))
+        seen += fingerprints([{"ab_224": batch["ab_224"][batch["weight"] == 1]} for batch in batches])
+    assert len(lengths) == 1  # or some hosts would wait for others for ever
+    np.testing.assert_allclose(sorted(seen), expected)
+
+
+def test_without_determinism_an_epoch_still_shows_every_example_once(compact_dataset):
+    seen = fingerprints(train(compact_dataset, deterministic=False))
+    assert sorted(seen) == sorted(fingerprints(train(compact_dataset)))
+
+
+def test_readers_do_not_change_the_order(compact_dataset, monkeypatch):
+    """As many as there are cores, of which other machines have other numbers."""
+    expected = fingerprints(train(compact_dataset, 12, epochs=range(2)))
+    for cores in (1, 3, 64):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        assert fingerprints(train(compact_dataset, 12, epochs=range(2))) == expected
+
+
+def test_a_batch_that_hosts_cannot_share_is_refused(compact_dataset):
+    with pytest.raises(UserError, match="batch_size is 12, which 5 hosts cannot share; set --config.batch_size"):
+        train(compact_dataset, 12, context=context(0, 5))
+
+
+def test_a_budget_that_holds_no_batch_is_refused(compact_dataset):
+    with pytest.raises(UserError, match=r"input_memory_mib is 4; batches of 12 from .* need \d+ MiB on each of 1"):
+        train(compact_dataset, 12, memory_bytes=4 << 20)

@@ -1,0 +1,60 @@
+"""Signals that ask a run to stop, heard where its state can be saved."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import NoReturn
+
+from pipeline.cli import Terminated
+
+_HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Stop(Exception):
+    """The run stops here, where its state can be saved, for it was asked to."""
+
+
+class StopRequest:
+    """Whether this process was asked to stop."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    @property
+    def is_made(self) -> bool:
+        """Whether somebody asked."""
+        return self.signal is not None
+
+    def obey(self) -> NoReturn:
+        """Ends the program as the signal would have, now that its state is saved.
+
+        Raises:
+            KeyboardInterrupt: for an interrupt.
+            Terminated: for other signals.
+        """
+        if self.signal in (None, signal.SIGINT):
+            raise KeyboardInterrupt
+        raise Terminated(self.signal)
+
+
+@contextlib.contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Notes a signal that asks this process to stop while the block runs; a second one ends it as it would have."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
+        yield request
+        return
+
+    def note(number: int, frame: object) -> None:
+        request.signal = signal.Signals(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    heard = [each for each in _HEARD if signal.getsignal(each) is not signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, note) for number in heard}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
