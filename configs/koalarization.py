@@ -39,6 +39,8 @@ def get_config() -> ConfigDict:
     config.model.feature_weights = config_dict.FieldReference("imagenet", field_type=str)
     config.model.feature_classes = 1000  # outputs of the extractor: 1001 for weights with a background class
 
+    # "one_device", "mirrored" (all GPUs of a machine), "multi_worker" (all machines of TF_CONFIG), or what there is.
+    config.strategy = "auto"
     config.batch_size = 32  # over all replicas
     config.learning_rates = (1e-3, 1e-4)
     config.epochs_per_learning_rate = (10, 15)

@@ -17,7 +17,7 @@ from pipeline.batches import Batches
 from pipeline.errors import UserError, one_line
 from pipeline.reader import Batch, Dataset
 from pipeline.shards import TRAIN, VALIDATION
-from trainer import models, schedule, workdir
+from trainer import models, replicas, schedule, workdir
 from trainer.checkpoints import Checkpoints
 from trainer.models.base import ColorModel
 from trainer.steps import Steps
@@ -63,16 +63,24 @@ def train_and_evaluate(
         workdir.check(work_dir, config, dataset.manifest)
     rate = schedule.piecewise_constant(config.learning_rates, config.epochs_per_learning_rate, steps_per_epoch)
     state = _create_state(config, strategy, rate)
-    workdir.save(work_dir, config, dataset.manifest)
-    if step := checkpoints.restore(state.model.network, state.optimizer):
-        state.step = step
+    if replicas.is_chief(strategy):
+        workdir.save(work_dir, config, dataset.manifest)
+    state.step = checkpoints.restore(state.model.network, state.optimizer) or 0
+    if not replicas.agree(strategy, state.step):
+        raise UserError(
+            f"--workdir={work_dir} is at step {state.step} for this worker, and at another for others; name one "
+            "directory that all workers share"
+        )
+    if state.step:
         _LOGGER.info("goes on from step %d, epoch %d of %d", state.step, state.step // steps_per_epoch, epochs)
     _describe(config, dataset, state, epochs, steps_per_epoch)
 
     with stop_request() as stop:
-        run = _Run(config, dataset, strategy, state, rate, checkpoints, Summaries(work_dir), stop)
+        run = _Run(
+            config, dataset, strategy, state, rate, checkpoints, Summaries(work_dir, replicas.is_chief(strategy)), stop
+        )
         try:
-            with _naming_damage(dataset):
+            with replicas.naming_losses(strategy), _naming_damage(dataset):
                 run.train(epochs)
         except Stop:
             run.save()
@@ -165,6 +173,8 @@ class _Run:
         self._strategy = strategy
         self._state = state
         self._saved = state.step
+        self._hosts = replicas.hosts(strategy)
+        self._is_chief = replicas.is_chief(strategy)
         self._rate = rate
         self._checkpoints = checkpoints
         self._summaries = summaries
@@ -217,9 +227,10 @@ class _Run:
         epoch_start = start = time.monotonic()
         with tqdm(total=self._steps_per_epoch, initial=done, desc=title, unit="step", disable=None) as bar:
             for step in range(done + 1, self._steps_per_epoch + 1):
-                losses.append(self._steps.train(next(batches)))
+                loss, stopping = self._steps.train(next(batches), self._asked())
+                losses.append(loss)
                 state.step += 1
-                stops = self._stop.is_made
+                stops = self._stops(stopping)
                 if stops or step % self._config.steps_per_log == 0 or step == self._steps_per_epoch:
                     values = self._record(losses)
                     rate = self._images_per_second(len(losses), start)
@@ -235,6 +246,14 @@ class _Run:
         count = len(epoch_losses)
         rate = self._images_per_second(count, epoch_start)
         _LOGGER.info("%s: step %d, mean loss %.5f, %.1f images/s", title, state.step, sum(epoch_losses) / count, rate)
+
+    def _asked(self) -> tf.Tensor:
+        """Whether this host was asked to stop, as a number for `Steps`."""
+        return tf.constant(float(self._stop.is_made))
+
+    def _stops(self, stopping: tf.Tensor) -> bool:
+        """Whether the run stops after a step: one host knows at once; of many, all after the step that carried it."""
+        return self._stop.is_made if self._hosts == 1 else float(stopping) > 0
 
     def _images_per_second(self, steps: int, start: float) -> float:
         return steps * self._config.batch_size / (time.monotonic() - start)
@@ -256,17 +275,19 @@ class _Run:
     def _finish_epoch(self) -> None:
         """Saves the state, says what it is worth, and shows pictures."""
         self.save()
-        if self._has_validation:
-            self._checkpoints.record(self._state.step, self._validate())
-        self._show_panel()
+        loss = self._validate() if self._has_validation else None
+        if self._is_chief:
+            if loss is not None:
+                self._checkpoints.record(self._state.step, loss)
+            self._show_panel()
 
     def save(self) -> None:
         """Saves the state, unless it is saved already."""
         state = self._state
-        if state.step != self._saved:
+        if state.step != self._saved and self._is_chief:
             self._summaries.flush()  # a run that goes on from here does not write these events again
             self._checkpoints.save(state.step, state.model.network, state.optimizer, self._config.kept_checkpoints)
-            self._saved = state.step
+        self._saved = state.step
 
     def _validate(self) -> float:
         """The mean loss over the validation split.
@@ -276,9 +297,9 @@ class _Run:
         """
         total = count = 0.0
         for batch in self._strategy.distribute_datasets_from_function(self._batches.validation):
-            if self._stop.is_made:
+            batch_total, batch_count, stopping = self._steps.validate(batch, self._asked())
+            if self._stops(stopping):
                 raise Stop
-            batch_total, batch_count = self._steps.validate(batch)
             total, count = total + float(batch_total), count + float(batch_count)
         loss = total / count
         self._state.validation_losses.append(loss)

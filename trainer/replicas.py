@@ -1,14 +1,30 @@
-"""Which devices a run uses."""
+"""Which devices a run uses: one, all of a machine, or all of many machines."""
 
+import contextlib
+import json
 import logging
 import os
+import re
+from collections.abc import Iterator
 
 import tensorflow as tf
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 
 _LOGGER = logging.getLogger(__name__)
 _NVIDIA_DEVICE = "/dev/nvidia0"
+_TF_CONFIG = "TF_CONFIG"
+_PEER = re.compile(r"/job:(\w+)/(?:replica:0/)?task:(\d+)")
+_WHY = re.compile(r"aborted by: (.*?)\s*(?:Additional GRPC|The tasks have crashed|The error could|$)", re.DOTALL)
+_PEER_ERRORS = (
+    tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError, tf.errors.CancelledError,
+    tf.errors.InternalError,
+)  # fmt: skip
+STRATEGIES = {
+    "one_device": "OneDeviceStrategy",
+    "mirrored": "MirroredStrategy",
+    "multi_worker": "MultiWorkerMirroredStrategy",
+}
 
 
 def split_cpu(count: int) -> None:
@@ -27,17 +43,103 @@ def split_cpu(count: int) -> None:
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
 
 
-def create_strategy(batch_size: int) -> tf.distribute.Strategy:
-    """Takes all GPUs, or else all logical CPUs; says what it took.
+def create_strategy(batch_size: int, name: str = "auto") -> tf.distribute.Strategy:
+    """Takes the devices that a strategy is for; says which.
+
+    Call it before TensorFlow has used a device: workers find each other first.
 
     Args:
         batch_size: examples of a step over all replicas.
+        name: one of `STRATEGIES`, or "auto": all workers of the environment's TF_CONFIG, or else all GPUs of this
+            machine, or else its CPU.
 
     Returns:
-        `MirroredStrategy` over several devices, `OneDeviceStrategy` for one.
+        `OneDeviceStrategy`, `MirroredStrategy` or `MultiWorkerMirroredStrategy`.
 
     Raises:
-        UserError: the batch cannot be shared equally by the replicas, or there is a GPU that TensorFlow cannot use.
+        UserError: another name, a TF_CONFIG that cannot be used, a batch that the replicas cannot share equally, or a
+            GPU that TensorFlow cannot use.
+    """
+    if name not in ("auto", *STRATEGIES):
+        raise UserError(f"strategy is '{name}'; choose one of auto, {', '.join(STRATEGIES)}")
+    workers = _workers()
+    if name == "multi_worker" and not workers:
+        raise UserError(f"strategy is 'multi_worker', but {_TF_CONFIG} names no cluster; set it, or choose 'auto'")
+    if name == "auto":
+        name = "multi_worker" if workers > 1 else "mirrored" if len(_devices()) > 1 else "one_device"
+    strategy = _create(name)
+    replicas = strategy.num_replicas_in_sync
+    if batch_size < 1 or batch_size % replicas:
+        raise UserError(
+            f"batch_size is {batch_size}, which {replicas} replicas cannot share equally; set --config.batch_size to a "
+            f"multiple of {replicas}"
+        )
+    where = f"{hosts(strategy)} workers" if name == "multi_worker" else ", ".join(strategy.extended.worker_devices)
+    _LOGGER.info(
+        "%s on %s: %d %s, batch of %d, %d per replica",
+        STRATEGIES[name], where, replicas, "replica" if replicas == 1 else "replicas", batch_size,
+        batch_size // replicas,
+    )  # fmt: skip
+    return strategy
+
+
+def hosts(strategy: tf.distribute.Strategy) -> int:
+    """How many processes, each of a machine of its own, take part in a strategy."""
+    return _workers() if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) else 1
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is the one that writes the run's files."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return True
+    resolver = strategy.cluster_resolver
+    chiefs = resolver.cluster_spec().as_dict().get("chief", [])
+    return resolver.task_type == "chief" or (not chiefs and resolver.task_id == 0)
+
+
+@contextlib.contextmanager
+def naming_losses(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Says of a failure within the block which other worker of a cluster is gone.
+
+    TensorFlow's workers listen to each other's heartbeat, and give up what waits for one that has been silent for some
+    ten seconds.
+
+    Raises:
+        UserError: one is.
+    """
+    try:
+        yield
+    except _PEER_ERRORS as error:
+        if hosts(strategy) == 1:
+            raise
+        found, why = _PEER.search(str(error)), _WHY.search(str(error))
+        peer = f"{found[1]} {found[2]}" if found else "a worker"
+        raise UserError(
+            f"{peer} of the cluster is gone ({' '.join(why[1].split()) if why else one_line(error)[:300]}); start the "
+            "same command on all workers again: the run goes on from its last checkpoint"
+        ) from error
+
+
+def agree(strategy: tf.distribute.Strategy, number: int) -> bool:
+    """Whether all hosts bring the same number."""
+    total = strategy.reduce("SUM", strategy.run(lambda: tf.constant(number, tf.int32)), axis=None)
+    return int(total) == number * strategy.num_replicas_in_sync
+
+
+def _create(name: str) -> tf.distribute.Strategy:
+    if name == "multi_worker":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    devices = [device.name for device in _devices()]
+    if name == "one_device":
+        return tf.distribute.OneDeviceStrategy(devices[0])
+    return tf.distribute.MirroredStrategy(devices)
+
+
+def _devices() -> list[tf.config.LogicalDevice]:
+    """All GPUs, or else all CPUs.
+
+    Raises:
+        UserError: there is a GPU that TensorFlow cannot use.
     """
     gpus = tf.config.list_logical_devices("GPU")
     if not gpus and os.path.exists(_NVIDIA_DEVICE) and "CUDA_VISIBLE_DEVICES" not in os.environ:
@@ -45,18 +147,26 @@ def create_strategy(batch_size: int) -> tf.distribute.Strategy:
             f"this machine has an NVIDIA device ({_NVIDIA_DEVICE}) but TensorFlow finds no GPU: install its CUDA "
             "libraries with 'make gpu', or set CUDA_VISIBLE_DEVICES= to train on the CPU"
         )
-    devices = gpus or tf.config.list_logical_devices("CPU")
-    names = [device.name for device in devices]
-    if batch_size < 1 or batch_size % len(names):
+    return gpus or tf.config.list_logical_devices("CPU")
+
+
+def _workers() -> int:
+    """How many workers TF_CONFIG names; 0 without one.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    if not (text := os.environ.get(_TF_CONFIG)):
+        return 0
+    try:
+        config = json.loads(text)
+        workers = {role: len(addresses) for role, addresses in config["cluster"].items()}
+        role, index = config["task"]["type"], config["task"]["index"]
+        if not workers.keys() <= {"chief", "worker"} or not 0 <= index < workers[role]:
+            raise ValueError(f"task {role} {index} of {workers}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"batch_size is {batch_size}, which {len(names)} replicas cannot share equally; set --config.batch_size to "
-            f"a multiple of {len(names)}"
-        )
-    one = len(names) == 1
-    strategy = tf.distribute.OneDeviceStrategy(names[0]) if one else tf.distribute.MirroredStrategy(names)
-    _LOGGER.info(
-        "%s on %s: %d %s, batch of %d, %d per replica",
-        type(strategy).__name__, ", ".join(names), len(names), "replica" if one else "replicas", batch_size,
-        batch_size // len(names),
-    )  # fmt: skip
-    return strategy
+            f"{_TF_CONFIG} is {text[:200]!r} ({error}); give it a cluster of 'worker' addresses and this task's type "
+            "and index, as in README.md"
+        ) from error
+    return sum(workers.values())

@@ -35,8 +35,16 @@ class Steps:
         self._batch_size = batch_size
 
     @tf.function
-    def train(self, batch: Batch) -> tf.Tensor:
-        """One step; its loss before the step, scalar."""
+    def train(self, batch: Batch, stops: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """One step.
+
+        Args:
+            batch: global, as batches are stored.
+            stops: float32, above 0 if this host was asked to stop.
+
+        Returns:
+            The loss before the step, and `stops` summed over replicas: all hosts know of it in the same step.
+        """
 
         def replica_step(batch: Batch) -> tf.Tensor:
             batch = reader.unpack(batch, self._layout)
@@ -47,21 +55,22 @@ class Steps:
             variables = self._model.network.trainable_variables
             # The optimizer sums gradients over replicas.
             self._optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
-            return loss
+            return tf.stack([loss, stops])
 
-        return self._sum(self._strategy.run(replica_step, args=(batch,)))
+        loss, stopping = tf.unstack(self._sum(self._strategy.run(replica_step, args=(batch,))))
+        return loss, stopping
 
     @tf.function
-    def validate(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        """The sum of losses over the examples of a batch, and how many they are."""
+    def validate(self, batch: Batch, stops: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The sum of losses over the examples of a batch, how many they are, and `stops` as for `train`."""
 
-        def replica_step(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        def replica_step(batch: Batch) -> tf.Tensor:
             batch = reader.unpack(batch, self._layout)
             losses = self._model.loss(self._model.outputs(batch, training=False), batch)
-            return tf.reduce_sum(losses * batch["weight"]), tf.reduce_sum(batch["weight"])
+            return tf.stack([tf.reduce_sum(losses * batch["weight"]), tf.reduce_sum(batch["weight"]), stops])
 
-        total, count = self._strategy.run(replica_step, args=(batch,))
-        return self._sum(total), self._sum(count)
+        total, count, stopping = tf.unstack(self._sum(self._strategy.run(replica_step, args=(batch,))))
+        return total, count, stopping
 
     @tf.function
     def draw(self, batch: Batch) -> tf.Tensor:

@@ -27,15 +27,15 @@ class StopRequest:
         return self.signal is not None
 
     def obey(self) -> NoReturn:
-        """Ends the program as the signal would have, now that its state is saved.
+        """Ends the program as the signal would have, now that its state is saved; as SIGTERM, if another host got it.
 
         Raises:
             KeyboardInterrupt: for an interrupt.
             Terminated: for other signals.
         """
-        if self.signal in (None, signal.SIGINT):
+        if self.signal is signal.SIGINT:
             raise KeyboardInterrupt
-        raise Terminated(self.signal)
+        raise Terminated(self.signal or signal.SIGTERM)
 
 
 @contextlib.contextmanager

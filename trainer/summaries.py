@@ -21,8 +21,11 @@ class Summaries:
     | `config`            | text   | when a run starts   |
     """
 
-    def __init__(self, workdir: str):
+    def __init__(self, workdir: str, is_chief: bool):
         self._folder = tf.io.gfile.join(workdir, _FOLDER)
+        if not is_chief:  # one process writes for all
+            self._writer = tf.summary.create_noop_writer()
+            return
         with files.writing(self._folder):
             self._writer = tf.summary.create_file_writer(self._folder)
 

@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
         replicas.split_cpu(values.virtual_replicas)
     if values.config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    strategy = replicas.create_strategy(values.config.batch_size)
+    strategy = replicas.create_strategy(values.config.batch_size, values.config.strategy)
     loop.train_and_evaluate(values.config, strategy, values.data, values.workdir)
 
 
