@@ -45,7 +45,14 @@ def get_config() -> ConfigDict:
     config.learning_rates = (1e-3, 1e-4)
     config.epochs_per_learning_rate = (10, 15)
     config.horizontal_flip = True
+    config.clip_norm = 0.0  # the largest norm of a step's gradient; 0 for any
     config.deterministic = True  # the same weights from every run, for a little speed
+
+    config.features = "auto"  # "stored" (by beam_jobs.embed), "computed" in every step, or stored if there are any
+    config.precision = "float32"  # or "mixed_bfloat16" (TPUs, GPUs since A100) or "mixed_float16" (older GPUs)
+    config.xla = False  # compile the step as a whole: minutes at the start, on GPUs faster after that
+    config.accumulation_steps = 1  # parts that a replica's share of a batch is computed in, where memory is short
+    config.steps_per_call = 1  # where steps are so short that calling them takes time
 
     config.panel_pictures = 8  # validation pictures shown in TensorBoard
     config.steps_per_log = 50  # losses reach TensorBoard and the progress bar this often, all of them

@@ -21,6 +21,7 @@ from pipeline.shards import TRAIN, VALIDATION
 _Records = tuple[tf.Tensor, ...]  # (an example,) or (an example, its features), serialized; scalars
 _REMOTE_READ_BYTES = 4 << 20  # a request; of a local file, records are read straight to where they belong
 _READER_EXAMPLES = 4  # tf.data keeps two of an interleaved dataset ready; one is being parsed, and one handed on
+_RUNTIME_BYTES = 64 << 20  # threads, functions, and what the allocator cannot use
 _BATCHES_ELSEWHERE = 3  # one is being put together, one is being handed on, one is in use
 ONE_HOST = tf.distribute.InputContext()
 
@@ -241,7 +242,9 @@ class Batches:
         hosts = context.num_input_pipelines
         parsed = sum(storage.nbytes for storage in self._layout.storage.values())
         batch = self._batch_size // hosts * parsed
-        fixed = self._lanes(context) * len(split.paths) * split.buffer_bytes + _BATCHES_ELSEWHERE * batch
+        fixed = (
+            _RUNTIME_BYTES + self._lanes(context) * len(split.paths) * split.buffer_bytes + _BATCHES_ELSEWHERE * batch
+        )
         fixed += self._readers(context) * (_READER_EXAMPLES * parsed + split.record_bytes)
         ahead = (self._memory_bytes - fixed) // batch
         if ahead < 1:

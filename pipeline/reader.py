@@ -84,17 +84,29 @@ def open_dataset(directory: str) -> Dataset:
     return dataset
 
 
-def examples(dataset: Dataset, split: str) -> tf.data.Dataset:
+def examples(dataset: Dataset, split: str, features: bool = False) -> tf.data.Dataset:
     """Every example of a split once, in the order in which they are stored, one at a time.
 
+    Args:
+        dataset: an open dataset.
+        split: of it.
+        features: hand out stored features too.
+
     Returns:
-        Dictionaries of `key`, `source`, `label` (strings) and the tensors of `pipeline.tensors.SHAPES` (float32).
+        Dictionaries of `key`, `source`, `label` (strings), the tensors of `pipeline.tensors.SHAPES` (float32) and
+        `features` [classes] of the picture as it is.
     """
     layout = example.layout(dataset.manifest.layout)
     paths = [dataset.path(shard) for shard in dataset.manifest.splits[split].shards]
     stored = tf.data.TFRecordDataset(paths, buffer_size=_READ_BUFFER_BYTES).map(
         lambda record: parse(record, layout, ("key", "source", "label"))
     )
+    if features:
+        info = dataset.manifest.features
+        assert info is not None
+        sidecars = tf.data.TFRecordDataset([dataset.path(sidecar) for sidecar in info.shards[split]])
+        views = sidecars.map(lambda record: parse_features(record, info.classes)[1])
+        stored = tf.data.Dataset.zip(stored, views).map(lambda each, own: {**each, "features": own})
     return stored.batch(1).map(lambda batch: unpack(batch, layout)).unbatch()
 
 

@@ -15,7 +15,9 @@ from trainer.models.koalarization import Koalarization
 class ToyModel(ColorModel):
     """Predicts ab from L by one pointwise layer."""
 
-    def __init__(self, config, seed):
+    takes_features = False
+
+    def __init__(self, config, seed, features):
         inputs = keras.Input((None, None, 1))
         self.network = keras.Model(inputs, keras.layers.Conv2D(2, 1, activation="tanh")(inputs))
 

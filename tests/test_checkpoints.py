@@ -76,7 +76,7 @@ def test_a_folder_of_another_step_is_refused(tmp_path):
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.save(1, network, optimizer, keep=2)
     (tmp_path / "checkpoints/step-00000001").rename(tmp_path / "checkpoints/step-99999999")
-    with pytest.raises(UserError, match="step-99999999 is damaged or of another model: it holds step 0"):
+    with pytest.raises(UserError, match="step-99999999 is damaged or of another model: it holds step 1"):
         checkpoints.restore(network, optimizer)
 
 
@@ -149,3 +149,33 @@ def test_what_cannot_be_read_back_is_no_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="checkpoint .*step-00000001 cannot be written: "):
         checkpoints.save(1, network, optimizer, keep=3)
     assert checkpoints.steps() == []
+
+
+def test_what_half_precision_needs_comes_back(tmp_path):
+    """The scale of the loss; and a step that was left out is still a step."""
+    network, optimizer = state()
+    scaled = keras.optimizers.LossScaleOptimizer(optimizer)
+    scaled.build(network.trainable_variables)
+    scaled.apply([tf.fill(variable.shape, np.inf) for variable in network.trainable_variables])
+    Checkpoints(str(tmp_path)).save(1, network, scaled, keep=3)
+    other_network, other = state()
+    other_scaled = keras.optimizers.LossScaleOptimizer(other)
+    other_scaled.build(other_network.trainable_variables)
+    assert Checkpoints(str(tmp_path)).restore(other_network, other_scaled) == 1
+    assert float(other_scaled.dynamic_scale.numpy()) == 2**14
+    assert int(other.iterations.numpy()) == 0
+
+
+def test_the_best_is_the_lowest_that_was_recorded(tmp_path):
+    network, optimizer = state()
+    checkpoints = Checkpoints(str(tmp_path))
+    assert checkpoints.best() is None
+    for number, loss in ((1, 0.5), (2, 0.2), (3, 0.2), (4, None)):
+        checkpoints.save(number, network, optimizer, keep=1)
+        if loss is not None:
+            checkpoints.record(number, loss)
+    assert checkpoints.best() == 3
+    assert checkpoints.steps() == [3, 4]
+    assert (checkpoints.validation_loss(3), checkpoints.validation_loss(4)) == (0.2, None)
+    (tmp_path / "checkpoints/step-00000003/metrics.json").write_text("{")
+    assert checkpoints.best() is None

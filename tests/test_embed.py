@@ -90,7 +90,7 @@ def test_embedding_says_what_it_did_and_nothing_else(folder, config, capsys):
 def test_the_manifest_knows_them(embedded, config):
     found = manifest.read(str(embedded))
     assert (
-        found.features.extractor == models.create(config.model, config.seed).extractor_fingerprint
+        found.features.extractor == models.create(config.model, config.seed).extractor.fingerprint
     )  # built in another way
     assert found.features.classes == CLASSES
     assert verify.verify(str(embedded)).features == found.features

@@ -16,7 +16,7 @@ from pipeline.batches import Batches
 from pipeline.errors import UserError
 from pipeline.tfrecord import SEGMENT_RECORDS
 from tests.helpers import Terminal, events, scalars
-from trainer import loop, models
+from trainer import loop, models, run
 from trainer.checkpoints import Checkpoints
 from trainer.colorizer import Colorizer
 from trainer.steps import Steps
@@ -195,7 +195,8 @@ def chroma(rgb):
 def test_tensorboard_tags_steps_and_values(config, compact_dataset, tmp_path):
     train(config, compact_dataset, tmp_path)
     assert {tag for _, tag, _ in events(tmp_path)} == {
-        "loss", "learning_rate", "images_per_second", "validation_loss", "panel", "config",
+        "loss", "learning_rate", "gradient_norm", "images_per_second", "waiting_for_data", "validation_loss", "panel",
+        "config",
     }  # fmt: skip
     steps = Batches(compact_dataset, config.batch_size).steps_per_epoch
     assert list(scalars(tmp_path, "loss")) == list(range(1, 2 * steps + 1))
@@ -345,10 +346,15 @@ def test_a_start_that_fails_does_not_claim_the_directory(config, compact_dataset
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("steps_per_log", 0, "steps_per_log is 0; choose a whole number from 1"),
+        ("steps_per_log", 0, "steps_per_log is 0; choose a number from 1"),
         ("kept_checkpoints", 0, "kept_checkpoints is 0"),
         ("steps_per_checkpoint", 0, "steps_per_checkpoint is 0"),
-        ("panel_pictures", -1, "panel_pictures is -1; choose a whole number from 0"),
+        ("panel_pictures", -1, "panel_pictures is -1; choose a number from 0"),
+        ("clip_norm", float("nan"), "clip_norm is nan; choose a number from 0"),
+        ("precision", "float16", "precision is 'float16'; choose one of float32, mixed_bfloat16, mixed_float16"),
+        ("features", "none", "features is 'none'; choose one of auto, stored, computed"),
+        ("features", "stored", "features is 'stored', but .* has none; run beam_jobs.embed on it, or choose 'auto'"),
+        ("accumulation_steps", 3, "accumulation_steps is 3, into which a replica cannot divide its part of a batch, 4"),
         ("model.width_multiplier", float("nan"), "width_multiplier is nan; choose above 0"),
         ("epochs_per_learning_rate", (1.5, 1), "epochs whole"),
     ],
@@ -362,7 +368,7 @@ def test_fields_out_of_range_are_refused(config, compact_dataset, tmp_path, fiel
 
 def test_the_newest_checkpoints_and_the_best_are_kept(config, compact_dataset, tmp_path, monkeypatch):
     losses = iter((0.3, 0.1, 0.2, 0.4))
-    monkeypatch.setattr(loop._Run, "_validate", lambda self: next(losses))
+    monkeypatch.setattr(run.Run, "_validate", lambda self: next(losses))
     config.epochs_per_learning_rate = (2, 2)
     config.kept_checkpoints = 1
     train(config, compact_dataset, tmp_path)

@@ -62,3 +62,38 @@ def test_memory_of_200_000_pictures_is_that_of_20_000(mode, tmp_path):
     assert max(many) < 1024
     for peak_of_few, peak_of_many in zip(few, many, strict=True):
         assert peak_of_many <= 1.25 * peak_of_few
+
+
+READING = """
+import sys, time
+from pathlib import Path
+from trainer import train
+import tensorflow as tf
+from pipeline import reader
+from pipeline.batches import Batches
+
+def memory(name):
+    return int(Path("/proc/self/status").read_text().split(name)[1].split()[0]) / 1024
+
+dataset = reader.open_dataset(sys.argv[1])
+list(tf.data.Dataset.range(3))
+before = memory("VmRSS:")
+batches = Batches(dataset, 2, memory_bytes=100 << 20)  # which hold a fifth of an epoch
+for step, _ in enumerate(batches.train(1, range(int(sys.argv[2])))):
+    time.sleep(0.2 if step % 8 == 0 else 0)  # so that all that may be prefetched is
+print(memory("VmHWM:") - before)
+"""
+
+
+@pytest.mark.slow
+def test_reading_keeps_to_its_budget_for_any_number_of_shards_and_epochs(make_dataset, tmp_path):
+    peaks = {}
+    for shards in (16, 512):
+        folder = make_dataset(tmp_path / str(shards), f"--config.dataset.train_shards={shards}")
+        for epochs in (1, 20):
+            command = [sys.executable, "-c", READING, str(folder), str(epochs)]
+            result = subprocess.run(command, capture_output=True, text=True, timeout=200)
+            assert result.returncode == 0, result.stderr
+            peaks[shards, epochs] = float(result.stdout)
+    assert max(peaks.values()) <= 100, peaks
+    assert max(peaks.values()) - min(peaks.values()) <= 16, peaks

@@ -120,7 +120,7 @@ class TestKoalarization:
         built = [models.create(demo.get_config().model, seed=1)]
         monkeypatch.setattr(random, "randint", lambda low, high: random.choice([random.randrange(low, high), low]))
         built.append(models.create(demo.get_config().model, seed=1))
-        assert built[0].extractor_fingerprint == built[1].extractor_fingerprint
+        assert built[0].extractor.fingerprint == built[1].extractor.fingerprint
         for first, second in zip(*(model.network.get_weights() for model in built), strict=True):
             np.testing.assert_array_equal(first, second)
 

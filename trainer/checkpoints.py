@@ -71,7 +71,7 @@ class Checkpoints:
         temporary = tf.io.gfile.join(self._folder, f"{_WRITING}{uuid.uuid4().hex}")
         tf.io.gfile.makedirs(temporary)
         prefix = tf.io.gfile.join(temporary, _PREFIX)
-        tf.train.Checkpoint(network=network, optimizer=optimizer).write(prefix)
+        tf.train.Checkpoint(network=network, optimizer=optimizer, step=tf.Variable(step, dtype=tf.int64)).write(prefix)
         _read_all(prefix)
         if tf.io.gfile.exists(self._path(step)):  # a damaged one, which was passed over
             tf.io.gfile.rmtree(self._path(step))
@@ -104,12 +104,14 @@ class Checkpoints:
 
     def _restore(self, step: int, network: keras.Model, optimizer: keras.Optimizer | None) -> None:
         path = self._path(step)
-        state = {"network": network} if optimizer is None else {"network": network, "optimizer": optimizer}
+        state = {"network": network, "step": (found := tf.Variable(0, dtype=tf.int64))}
+        if optimizer is not None:
+            state["optimizer"] = optimizer
         try:
             status = tf.train.Checkpoint(**state).read(tf.io.gfile.join(path, _PREFIX))
             status.assert_existing_objects_matched().expect_partial()
-            if optimizer is not None and (found := int(optimizer.iterations.numpy())) != step:
-                raise ValueError(f"it holds step {found}")
+            if int(found.numpy()) != step:
+                raise ValueError(f"it holds step {int(found.numpy())}")
         except Exception as error:  # TensorFlow has no error of its own for a damaged checkpoint
             raise UserError(f"checkpoint {path} is damaged or of another model: {one_line(error)[:200]}") from error
 

@@ -1,40 +1,30 @@
-"""The training loop: the same for one device and for many."""
+"""Training from the start of a command to its end: what is checked, built, resumed, run and saved."""
 
 import contextlib
-import dataclasses
 import logging
-import math
-import time
 from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from pipeline import example, reader
+from pipeline import reader
 from pipeline.batches import Batches
 from pipeline.errors import UserError, one_line
-from pipeline.reader import Batch, Dataset
+from pipeline.reader import Dataset
 from pipeline.shards import TRAIN, VALIDATION
-from trainer import models, replicas, schedule, workdir
+from trainer import models, optimizer, replicas, schedule, workdir
 from trainer.checkpoints import Checkpoints
-from trainer.models.base import ColorModel
-from trainer.steps import Steps
-from trainer.stopping import Stop, StopRequest, stop_request
+from trainer.run import Run, TrainState
+from trainer.stopping import Stop, stop_request
 from trainer.summaries import Summaries
 
 _LOGGER = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass
-class TrainState:
-    """A run as it stands: steps done, model, optimizer, and the validation loss of each epoch of this process."""
-
-    step: int
-    model: ColorModel
-    optimizer: keras.Optimizer
-    validation_losses: list[float]
+_FEATURES = ("auto", "stored", "computed")
+_LEAST = {
+    "steps_per_log": 1, "steps_per_call": 1, "steps_per_checkpoint": 1, "kept_checkpoints": 1, "panel_pictures": 0,
+    "accumulation_steps": 1, "clip_norm": 0, "input_memory_mib": 1,
+}  # fmt: skip
 
 
 def train_and_evaluate(
@@ -62,7 +52,8 @@ def train_and_evaluate(
     if checkpoints.steps():
         workdir.check(work_dir, config, dataset.manifest)
     rate = schedule.piecewise_constant(config.learning_rates, config.epochs_per_learning_rate, steps_per_epoch)
-    state = _create_state(config, strategy, rate)
+    features = _stored_features(config, dataset)
+    state = _create_state(config, strategy, rate, features)
     if replicas.is_chief(strategy):
         workdir.save(work_dir, config, dataset.manifest)
     state.step = checkpoints.restore(state.model.network, state.optimizer) or 0
@@ -76,9 +67,8 @@ def train_and_evaluate(
     _describe(config, dataset, state, epochs, steps_per_epoch)
 
     with stop_request() as stop:
-        run = _Run(
-            config, dataset, strategy, state, rate, checkpoints, Summaries(work_dir, replicas.is_chief(strategy)), stop
-        )
+        summaries = Summaries(work_dir, replicas.is_chief(strategy))
+        run = Run(config, dataset, strategy, state, features, checkpoints, summaries, stop)
         try:
             with replicas.naming_losses(strategy), _naming_damage(dataset):
                 run.train(epochs)
@@ -110,20 +100,30 @@ def _naming_damage(dataset: Dataset) -> Iterator[None]:
 
 
 def _check(config: ConfigDict) -> None:
-    fields = {"steps_per_log": 1, "steps_per_checkpoint": 1, "kept_checkpoints": 1, "panel_pictures": 0}
-    for field, least in fields.items():
-        if config[field] < least:
-            raise UserError(f"{field} is {config[field]}; choose a whole number from {least}")
+    for field, least in _LEAST.items():
+        if not config[field] >= least:
+            raise UserError(f"{field} is {config[field]}; choose a number from {least}")
+    for field, choices in (("precision", optimizer.PRECISIONS), ("features", _FEATURES)):
+        if config[field] not in choices:
+            raise UserError(f"{field} is '{config[field]}'; choose one of {', '.join(choices)}")
 
 
 def _create_state(
-    config: ConfigDict, strategy: tf.distribute.Strategy, rate: keras.optimizers.schedules.LearningRateSchedule
+    config: ConfigDict,
+    strategy: tf.distribute.Strategy,
+    rate: keras.optimizers.schedules.LearningRateSchedule,
+    features: bool,
 ) -> TrainState:
-    with strategy.scope():
-        model = models.create(config.model, config.seed)
-        optimizer = keras.optimizers.Adam(rate)
-        optimizer.build(model.network.trainable_variables)
-    return TrainState(0, model, optimizer, [])
+    if (config.batch_size // strategy.num_replicas_in_sync) % config.accumulation_steps:
+        raise UserError(
+            f"accumulation_steps is {config.accumulation_steps}, into which a replica cannot divide its part of a "
+            f"batch, {config.batch_size // strategy.num_replicas_in_sync}; choose one of its divisors"
+        )
+    with strategy.scope(), optimizer.precision(config.precision):
+        model = models.create(config.model, config.seed, features)
+        own = optimizer.create(rate, config.precision)
+        own.build(model.network.trainable_variables)
+    return TrainState(0, model, own, [])
 
 
 def _describe(config: ConfigDict, dataset: Dataset, state: TrainState, epochs: int, steps_per_epoch: int) -> None:
@@ -135,184 +135,28 @@ def _describe(config: ConfigDict, dataset: Dataset, state: TrainState, epochs: i
     )  # fmt: skip
 
 
-def _stored_features(model: ColorModel, dataset: Dataset) -> bool:
+def _stored_features(config: ConfigDict, dataset: Dataset) -> bool:
     """Whether the dataset's features stand for the pictures at 299.
 
     Raises:
-        UserError: they are those of another extractor.
+        UserError: they are those of another extractor, or there are none where some are asked for.
     """
     stored = dataset.manifest.features
-    if stored is None or model.extractor_fingerprint is None:
+    if not models.find(config.model.name).takes_features or config.features == "computed":
         return False
-    if stored.extractor != model.extractor_fingerprint:
+    if stored is None:
+        if config.features == "stored":
+            raise UserError(
+                f"features is 'stored', but {dataset.directory} has none; run beam_jobs.embed on it, or choose 'auto'"
+            )
+        return False
+    # Built for this and let go again: what it would take of each device's memory, batches can have.
+    fingerprint = models.create_extractor(config.model, config.seed).fingerprint
+    if stored.extractor != fingerprint:
         raise UserError(
-            f"{dataset.directory} has features of extractor {stored.extractor}, the configuration names "
-            f"{model.extractor_fingerprint}; set --config.model and --config.seed as they were for beam_jobs.embed, "
-            "or run that again with --overwrite"
+            f"{dataset.directory} has features of extractor {stored.extractor}, the configuration names {fingerprint}; "
+            "set --config.model and --config.seed as they were for beam_jobs.embed, run that again with --overwrite, "
+            "or set --config.features=computed"
         )
     _LOGGER.info("features: as stored in %s, of extractor %s", dataset.directory, stored.extractor)
     return True
-
-
-class _Run:
-    """What the epochs of a run share."""
-
-    def __init__(
-        self,
-        config: ConfigDict,
-        dataset: Dataset,
-        strategy: tf.distribute.Strategy,
-        state: TrainState,
-        rate: keras.optimizers.schedules.LearningRateSchedule,
-        checkpoints: Checkpoints,
-        summaries: Summaries,
-        stop: StopRequest,
-    ):
-        self._config = config
-        self._dataset = dataset
-        self._strategy = strategy
-        self._state = state
-        self._saved = state.step
-        self._hosts = replicas.hosts(strategy)
-        self._is_chief = replicas.is_chief(strategy)
-        self._rate = rate
-        self._checkpoints = checkpoints
-        self._summaries = summaries
-        self._stop = stop
-        self._features = _stored_features(state.model, dataset)
-        self._batches = Batches(
-            dataset, config.batch_size, self._features, config.input_memory_mib << 20, config.deterministic
-        )
-        layout = example.layout(dataset.manifest.layout)
-        self._steps = Steps(strategy, state.model, state.optimizer, layout, config.batch_size)
-        self._steps_per_epoch = self._batches.steps_per_epoch
-        self._has_validation = dataset.manifest.splits[VALIDATION].examples > 0
-        if not self._has_validation:
-            _LOGGER.warning("no validation split: no validation loss, and the panel shows pictures that are trained on")
-        summaries.config(workdir.to_json(config), state.step)
-
-    def train(self, epochs: int) -> None:
-        """Trains from the step where the state is to the end of the last epoch.
-
-        Raises:
-            Stop: somebody asked for it; the state is that after a whole step.
-        """
-        if self._state.step and self._at_end_of_epoch and not self._is_validated:
-            self._finish_epoch()
-        epoch, first_step = divmod(self._state.step, self._steps_per_epoch)
-        batches = iter(self._distribute_train(range(epoch, epochs), first_step))
-        while epoch < epochs:
-            self._train_epoch(batches, f"epoch {epoch + 1}/{epochs}")
-            self._finish_epoch()
-            epoch += 1
-
-    @property
-    def _at_end_of_epoch(self) -> bool:
-        return self._state.step % self._steps_per_epoch == 0
-
-    @property
-    def _is_validated(self) -> bool:
-        return not self._has_validation or self._checkpoints.validation_loss(self._state.step) is not None
-
-    def _distribute_train(self, epochs: range, first_step: int) -> tf.distribute.DistributedDataset:
-        config = self._config
-        return self._strategy.distribute_datasets_from_function(
-            lambda context: self._batches.train(config.seed, epochs, first_step, config.horizontal_flip, context)
-        )
-
-    def _train_epoch(self, batches: Iterator[Batch], title: str) -> None:
-        """Trains to the end of an epoch. Losses stay on the device for some steps: reading one waits for its step."""
-        state, losses, epoch_losses = self._state, [], []
-        done = state.step % self._steps_per_epoch
-        epoch_start = start = time.monotonic()
-        with tqdm(total=self._steps_per_epoch, initial=done, desc=title, unit="step", disable=None) as bar:
-            for step in range(done + 1, self._steps_per_epoch + 1):
-                loss, stopping = self._steps.train(next(batches), self._asked())
-                losses.append(loss)
-                state.step += 1
-                stops = self._stops(stopping)
-                if stops or step % self._config.steps_per_log == 0 or step == self._steps_per_epoch:
-                    values = self._record(losses)
-                    rate = self._images_per_second(len(losses), start)
-                    self._summaries.throughput(state.step, rate)
-                    bar.set_postfix_str(f"loss {values[-1]:.5f}, {rate:.1f} images/s", refresh=False)
-                    bar.update(len(losses))
-                    epoch_losses += values
-                    losses, start = [], time.monotonic()
-                if stops:
-                    raise Stop
-                if state.step % self._config.steps_per_checkpoint == 0:
-                    self.save()
-        count = len(epoch_losses)
-        rate = self._images_per_second(count, epoch_start)
-        _LOGGER.info("%s: step %d, mean loss %.5f, %.1f images/s", title, state.step, sum(epoch_losses) / count, rate)
-
-    def _asked(self) -> tf.Tensor:
-        """Whether this host was asked to stop, as a number for `Steps`."""
-        return tf.constant(float(self._stop.is_made))
-
-    def _stops(self, stopping: tf.Tensor) -> bool:
-        """Whether the run stops after a step: one host knows at once; of many, all after the step that carried it."""
-        return self._stop.is_made if self._hosts == 1 else float(stopping) > 0
-
-    def _images_per_second(self, steps: int, start: float) -> float:
-        return steps * self._config.batch_size / (time.monotonic() - start)
-
-    def _record(self, losses: list[tf.Tensor]) -> list[float]:
-        """Fetches the losses of the last steps and writes them."""
-        values = [float(loss) for loss in losses]
-        first = self._state.step - len(values) + 1
-        for step, value in enumerate(values, first):
-            if not math.isfinite(value):
-                keys = self._batches.keys(self._config.seed, *divmod(step - 1, self._steps_per_epoch))
-                raise UserError(
-                    f"the loss of step {step} is {value}; lower --config.learning_rates, or look at the pictures of "
-                    f"its batch: {', '.join(keys)}"
-                )
-            self._summaries.training(step, value, float(self._rate(step - 1)))
-        return values
-
-    def _finish_epoch(self) -> None:
-        """Saves the state, says what it is worth, and shows pictures."""
-        self.save()
-        loss = self._validate() if self._has_validation else None
-        if self._is_chief:
-            if loss is not None:
-                self._checkpoints.record(self._state.step, loss)
-            self._show_panel()
-
-    def save(self) -> None:
-        """Saves the state, unless it is saved already."""
-        state = self._state
-        if state.step != self._saved and self._is_chief:
-            self._summaries.flush()  # a run that goes on from here does not write these events again
-            self._checkpoints.save(state.step, state.model.network, state.optimizer, self._config.kept_checkpoints)
-        self._saved = state.step
-
-    def _validate(self) -> float:
-        """The mean loss over the validation split.
-
-        Raises:
-            Stop: somebody asked for it.
-        """
-        total = count = 0.0
-        for batch in self._strategy.distribute_datasets_from_function(self._batches.validation):
-            batch_total, batch_count, stopping = self._steps.validate(batch, self._asked())
-            if self._stops(stopping):
-                raise Stop
-            total, count = total + float(batch_total), count + float(batch_count)
-        loss = total / count
-        self._state.validation_losses.append(loss)
-        self._summaries.validation(self._state.step, loss)
-        _LOGGER.info("validation loss %.5f over %d examples", loss, count)
-        return loss
-
-    def _show_panel(self) -> None:
-        """Draws the first examples of the validation split (of the train split, where that is empty)."""
-        pictures = self._config.panel_pictures
-        if pictures > 0:
-            split = VALIDATION if self._has_validation else TRAIN
-            batch = next(iter(reader.examples(self._dataset, split).take(pictures).batch(pictures)))
-            shown = {name: batch[name] for name in ("l_224", "l_299", "ab_224")}
-            self._summaries.panel(self._state.step, self._steps.draw(shown))
-        self._summaries.flush()

@@ -74,7 +74,9 @@ def create_strategy(batch_size: int, name: str = "auto") -> tf.distribute.Strate
             f"batch_size is {batch_size}, which {replicas} replicas cannot share equally; set --config.batch_size to a "
             f"multiple of {replicas}"
         )
-    where = f"{hosts(strategy)} workers" if name == "multi_worker" else ", ".join(strategy.extended.worker_devices)
+    devices = [tf.DeviceSpec.from_string(each) for each in strategy.extended.worker_devices]
+    own = ", ".join(f"/device:{each.device_type}:{each.device_index}" for each in devices)
+    where = f"{hosts(strategy)} workers" if name == "multi_worker" else own
     _LOGGER.info(
         "%s on %s: %d %s, batch of %d, %d per replica",
         STRATEGIES[name], where, replicas, "replica" if replicas == 1 else "replicas", batch_size,

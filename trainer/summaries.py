@@ -15,7 +15,9 @@ class Summaries:
     |---------------------|--------|---------------------|
     | `loss`              | scalar | every step          |
     | `learning_rate`     | scalar | every step          |
+    | `gradient_norm`     | scalar | every step          |
     | `images_per_second` | scalar | every few steps     |
+    | `waiting_for_data`  | scalar | every few steps     |
     | `validation_loss`   | scalar | every epoch         |
     | `panel`             | images | every epoch         |
     | `config`            | text   | when a run starts   |
@@ -34,16 +36,18 @@ class Summaries:
         with self._writer.as_default():
             tf.summary.text("config", f"```json\n{text}\n```", step)
 
-    def training(self, step: int, loss: float, learning_rate: float) -> None:
-        """Records one training step."""
+    def training(self, step: int, loss: float, learning_rate: float, gradient_norm: float) -> None:
+        """Records one training step; the norm is that of the whole batch's gradient, before it is limited."""
         with self._writer.as_default():
             tf.summary.scalar("loss", loss, step)
             tf.summary.scalar("learning_rate", learning_rate, step)
+            tf.summary.scalar("gradient_norm", gradient_norm, step)
 
-    def throughput(self, step: int, images_per_second: float) -> None:
-        """Records the speed of the last steps."""
+    def speed(self, step: int, images_per_second: float, waiting_for_data: float) -> None:
+        """Records how fast the last steps were, and which part of their time, from 0 to 1, they waited for data."""
         with self._writer.as_default():
             tf.summary.scalar("images_per_second", images_per_second, step)
+            tf.summary.scalar("waiting_for_data", waiting_for_data, step)
 
     def validation(self, step: int, loss: float) -> None:
         """Records the loss over the validation split."""

@@ -24,18 +24,28 @@ def create_extractor(config: ConfigDict, seed: int) -> Extractor:
     return Extractor(config, seed)
 
 
-def create(config: ConfigDict, seed: int) -> ColorModel:
+def find(name: str) -> type[ColorModel]:
+    """The model of a name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in MODELS:
+        raise UserError(f"model.name is '{name}'; choose one of {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def create(config: ConfigDict, seed: int, features: bool = False) -> ColorModel:
     """Builds the model that `config.name` names; call it within the scope of the distribution strategy.
 
     Args:
         config: the `model` fields of a configuration.
         seed: of the initial weights; the same seed gives the same weights.
+        features: every batch will have stored features; build no extractor.
 
     Raises:
         UserError: an unknown name, or fields that the model refuses.
     """
-    if config.name not in MODELS:
-        raise UserError(f"model.name is '{config.name}'; choose one of {', '.join(MODELS)}")
-    model = MODELS[config.name](config, seed)
+    model = find(config.name)(config, seed, features)
     draw_weights(model.network, seed)
     return model

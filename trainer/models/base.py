@@ -1,6 +1,7 @@
 """What the training loop and the colorizer know of a model."""
 
 import abc
+from typing import ClassVar
 
 import keras
 import tensorflow as tf
@@ -17,20 +18,17 @@ class ColorModel(abc.ABC):
     """
 
     network: keras.Model
+    takes_features: ClassVar[bool]  # whether features of `extractor.Extractor` can stand for `l_299` in a batch
 
     @abc.abstractmethod
-    def __init__(self, config: ConfigDict, seed: int):
+    def __init__(self, config: ConfigDict, seed: int, features: bool):
         """Builds the model from the `model` fields of a configuration.
 
         Args:
             config: these fields.
             seed: of weights that are drawn, other than those of `network`: `models.create` draws these.
+            features: every batch will have stored features, so that nothing has to be there to compute them.
         """
-
-    @property
-    def extractor_fingerprint(self) -> str | None:
-        """The fingerprint of the extractor whose stored features can stand for `l_299`; None: nothing can."""
-        return None
 
     @abc.abstractmethod
     def outputs(self, batch: Batch, training: bool) -> tf.Tensor:

@@ -63,7 +63,7 @@ class Extractor:
 
     def __call__(self, l_299: tf.Tensor) -> tf.Tensor:
         """The scores of pictures: float32 [B, 299, 299, 3] in [-1, 1] to [B, classes], without a gradient."""
-        return tf.stop_gradient(self.model(l_299, training=False))
+        return tf.stop_gradient(tf.cast(self.model(l_299, training=False), tf.float32))
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -25,21 +25,23 @@ _DECODER = (128, _UP, 64, 64, _UP, 32)
 class Koalarization(ColorModel):
     """Regresses a and b from L and the extractor's scores with a mean squared error."""
 
-    def __init__(self, config: ConfigDict, seed: int):
+    takes_features = True
+
+    def __init__(self, config: ConfigDict, seed: int, features: bool):
         if not 0 < config.width_multiplier <= _WIDEST:
             raise UserError(f"model.width_multiplier is {config.width_multiplier}; choose above 0, at most {_WIDEST}")
-        self.extractor = Extractor(config, seed)
-        self.extractor.warn_if_random()
+        self.extractor = None if features else Extractor(config, seed)
+        if self.extractor is not None:
+            self.extractor.warn_if_random()
         self.network = build_network(config.feature_classes, config.width_multiplier)
-
-    @property
-    def extractor_fingerprint(self) -> str:
-        """The extractor's fingerprint."""
-        return self.extractor.fingerprint
 
     def outputs(self, batch: Batch, training: bool) -> tf.Tensor:
         """float32 [B, 224, 224, 2]: the predicted a and b in [-1, 1]."""
-        features = batch["features"] if "features" in batch else self.extractor(batch["l_299"])  # (B, classes)
+        if "features" in batch:
+            features = batch["features"]  # (B, classes)
+        else:
+            assert self.extractor is not None
+            features = self.extractor(batch["l_299"])
         return self.network([batch["l_224"], features], training=training)
 
     def loss(self, outputs: tf.Tensor, batch: Batch) -> tf.Tensor:
@@ -76,8 +78,9 @@ def build_network(feature_classes: int, width_multiplier: float) -> keras.Model:
     x = convolution(x, _FUSION, kernel=1)
     for step in _DECODER:
         x = layers.UpSampling2D()(x) if step is _UP else convolution(x, step)
-    x = layers.Conv2D(2, 3, padding="same", activation="tanh")(x)  # (B, H / 2, W / 2, 2)
-    return keras.Model([lightness, features], layers.UpSampling2D()(x), name="koalarization")
+    whole = keras.config.dtype_policy().variable_dtype  # half precision would round colors
+    x = layers.Conv2D(2, 3, padding="same", activation="tanh", dtype=whole)(x)  # (B, H / 2, W / 2, 2)
+    return keras.Model([lightness, features], layers.UpSampling2D(dtype=whole)(x), name="koalarization")
 
 
 @keras.saving.register_keras_serializable("koalarization")

@@ -1,0 +1,238 @@
+"""The training loop: the same for one device, for many, and for many machines."""
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import math
+import time
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from pipeline import example, reader
+from pipeline.batches import Batches
+from pipeline.errors import UserError
+from pipeline.reader import Batch, Dataset
+from pipeline.shards import TRAIN, VALIDATION
+from trainer import replicas, workdir
+from trainer.checkpoints import Checkpoints
+from trainer.models.base import ColorModel
+from trainer.steps import Measures, Steps
+from trainer.stopping import Stop, StopRequest
+from trainer.summaries import Summaries
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class TrainState:
+    """A run as it stands: steps done, model, optimizer, and the validation loss of each epoch of this process."""
+
+    step: int
+    model: ColorModel
+    optimizer: keras.Optimizer
+    validation_losses: list[float]
+
+
+class _Window:
+    """Some steps that are recorded together, and the time that they took."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.measures: list[Measures] = []
+        self.waited = self.seconds = 0.0
+        self._start = time.monotonic()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The block waits for data."""
+        start = time.monotonic()
+        yield
+        self.waited += time.monotonic() - start
+
+    def add(self, measures: Measures, count: int) -> None:
+        """Adds some steps."""
+        self.measures.append(measures)
+        self.steps += count
+
+    def end(self) -> None:
+        """All steps have ended."""
+        self.seconds = time.monotonic() - self._start
+
+
+def _passes(before: int, after: int, every: int) -> bool:
+    """Whether a multiple of a number lies between two others, or is the second."""
+    return after // every > before // every
+
+
+class Run:
+    """What the epochs of a run share."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        dataset: Dataset,
+        strategy: tf.distribute.Strategy,
+        state: TrainState,
+        features: bool,
+        checkpoints: Checkpoints,
+        summaries: Summaries,
+        stop: StopRequest,
+    ):
+        self._config = config
+        self._dataset = dataset
+        self._strategy = strategy
+        self._state = state
+        self._saved = state.step
+        self._hosts = replicas.hosts(strategy)
+        self._is_chief = replicas.is_chief(strategy)
+        self._checkpoints = checkpoints
+        self._summaries = summaries
+        self._stop = stop
+        self._features = features
+        self._batches = Batches(
+            dataset, config.batch_size, features, config.input_memory_mib << 20, config.deterministic
+        )
+        layout = example.layout(dataset.manifest.layout)
+        self._steps = Steps(strategy, state.model, state.optimizer, layout, config)
+        self._steps_per_epoch = self._batches.steps_per_epoch
+        self._has_validation = dataset.manifest.splits[VALIDATION].examples > 0
+        if not self._has_validation:
+            _LOGGER.warning("no validation split: no validation loss, and the panel shows pictures that are trained on")
+        summaries.config(workdir.to_json(config), state.step)
+
+    def train(self, epochs: int) -> None:
+        """Trains from the step where the state is to the end of the last epoch.
+
+        Raises:
+            Stop: somebody asked for it; the state is that after a whole step.
+        """
+        if self._state.step and self._at_end_of_epoch and not self._is_validated:
+            self._finish_epoch()
+        epoch, first_step = divmod(self._state.step, self._steps_per_epoch)
+        batches = iter(self._distribute_train(range(epoch, epochs), first_step))
+        while epoch < epochs:
+            self._train_epoch(batches, f"epoch {epoch + 1}/{epochs}")
+            self._finish_epoch()
+            epoch += 1
+
+    @property
+    def _at_end_of_epoch(self) -> bool:
+        return self._state.step % self._steps_per_epoch == 0
+
+    @property
+    def _is_validated(self) -> bool:
+        return not self._has_validation or self._checkpoints.validation_loss(self._state.step) is not None
+
+    def _distribute_train(self, epochs: range, first_step: int) -> tf.distribute.DistributedDataset:
+        config = self._config
+        return self._strategy.distribute_datasets_from_function(
+            lambda context: self._batches.train(config.seed, epochs, first_step, config.horizontal_flip, context)
+        )
+
+    def _train_epoch(self, batches: Iterator[Batch], title: str) -> None:
+        """Trains to the end of an epoch. Measures stay on the device for a while: reading one waits for its step."""
+        state, config, end = self._state, self._config, self._steps_per_epoch
+        window, losses = _Window(), []
+        done, start = state.step % end, time.monotonic()
+        with tqdm(total=end, initial=done, desc=title, unit="step", disable=None) as bar:
+            while done < end:
+                count = min(config.steps_per_call, end - done)
+                with window.waiting():
+                    some = [next(batches) for _ in range(count)]
+                measures = self._steps.train(some, self._asked())
+                before, done, state.step = done, done + count, state.step + count
+                window.add(measures, count)
+                stops = self._stops(measures.stops[-1])
+                if stops or done == end or _passes(before, done, config.steps_per_log):
+                    losses += self._record(window)
+                    bar.set_postfix_str(f"loss {losses[-1]:.5f}, {self._rate(window):.1f} images/s", refresh=False)
+                    bar.update(window.steps)
+                    window = _Window()
+                if stops:
+                    raise Stop
+                if _passes(state.step - count, state.step, config.steps_per_checkpoint):
+                    self.save()
+        rate = len(losses) * config.batch_size / (time.monotonic() - start)
+        mean = sum(losses) / len(losses)
+        _LOGGER.info("%s: step %d, mean loss %.5f, %.1f images/s", title, state.step, mean, rate)
+
+    def _rate(self, window: "_Window") -> float:
+        """Images per second."""
+        return window.steps * self._config.batch_size / window.seconds
+
+    def _record(self, window: "_Window") -> list[float]:
+        """Fetches what is known of the last steps, writes it, and hands back their losses."""
+        measures = [Measures(*(part.numpy() for part in each)) for each in window.measures]
+        window.end()  # reading them has waited for the last step
+        losses, norms, rates = (np.concatenate(each).tolist() for each in list(zip(*measures, strict=True))[:3])
+        first = self._state.step - window.steps + 1
+        for step, loss, norm, rate in zip(itertools.count(first), losses, norms, rates):
+            if not math.isfinite(loss):
+                keys = self._batches.keys(self._config.seed, *divmod(step - 1, self._steps_per_epoch))
+                raise UserError(
+                    f"the loss of step {step} is {loss}; lower --config.learning_rates, or look at the pictures of "
+                    f"its batch: {', '.join(keys)}"
+                )
+            self._summaries.training(step, loss, rate, norm)
+        self._summaries.speed(self._state.step, self._rate(window), window.waited / window.seconds)
+        return losses
+
+    def _asked(self) -> tf.Tensor:
+        """Whether this host was asked to stop, as a number for `Steps`."""
+        return tf.constant(float(self._stop.is_made))
+
+    def _stops(self, stopping: tf.Tensor) -> bool:
+        """Whether the run stops after a step: one host knows at once; of many, all after the step that carried it."""
+        return self._stop.is_made if self._hosts == 1 else float(stopping) > 0
+
+    def _finish_epoch(self) -> None:
+        """Saves the state, says what it is worth, and shows pictures."""
+        self.save()
+        loss = self._validate() if self._has_validation else None
+        if self._is_chief:
+            if loss is not None:
+                self._checkpoints.record(self._state.step, loss)
+            self._show_panel()
+
+    def save(self) -> None:
+        """Saves the state, unless it is saved already."""
+        state = self._state
+        if state.step != self._saved and self._is_chief:
+            self._summaries.flush()  # a run that goes on from here does not write these events again
+            self._checkpoints.save(state.step, state.model.network, state.optimizer, self._config.kept_checkpoints)
+        self._saved = state.step
+
+    def _validate(self) -> float:
+        """The mean loss over the validation split.
+
+        Raises:
+            Stop: somebody asked for it.
+        """
+        total = count = 0.0
+        for batch in self._strategy.distribute_datasets_from_function(self._batches.validation):
+            batch_total, batch_count, stopping = self._steps.validate(batch, self._asked())
+            if self._stops(stopping):
+                raise Stop
+            total, count = total + float(batch_total), count + float(batch_count)
+        loss = total / count
+        self._state.validation_losses.append(loss)
+        self._summaries.validation(self._state.step, loss)
+        _LOGGER.info("validation loss %.5f over %d examples", loss, count)
+        return loss
+
+    def _show_panel(self) -> None:
+        """Draws the first examples of the validation split (of the train split, where that is empty)."""
+        pictures = self._config.panel_pictures
+        if pictures > 0:
+            split = VALIDATION if self._has_validation else TRAIN
+            examples = reader.examples(self._dataset, split, self._features).take(pictures)
+            batch = next(iter(examples.batch(pictures)))
+            shown = {name: values for name, values in batch.items() if values.dtype == tf.float32}
+            self._summaries.panel(self._state.step, self._steps.draw(shown))
+        self._summaries.flush()
