@@ -96,4 +96,5 @@ def test_reading_keeps_to_its_budget_for_any_number_of_shards_and_epochs(make_da
             assert result.returncode == 0, result.stderr
             peaks[shards, epochs] = float(result.stdout)
     assert max(peaks.values()) <= 100, peaks
-    assert max(peaks.values()) - min(peaks.values()) <= 16, peaks
+    # The first change of epochs takes some 12 MB once; a batch that was held on to would take 1.7 MB each of 860 times.
+    assert max(peaks.values()) - min(peaks.values()) <= 24, peaks
