@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python -m
 DEMO := demo
 
-.PHONY: setup gpu demo engines flink test test-slow test-engines bench-preprocess lint format lock proto clean
+.PHONY: setup gpu demo engines flink test test-slow test-engines test-browser browser tensorboard bench-preprocess lint format lock proto clean
 
 setup: .venv/.complete
 
@@ -29,7 +29,7 @@ demo: setup
 	@echo
 	@echo "shards:       $(DEMO)/data/*.tfrecord, described by $(DEMO)/data/dataset.json"
 	@echo "examples:     $(DEMO)/sheet.png"
-	@echo "TensorBoard:  $(BIN)/tensorboard --logdir=$(DEMO)/run"
+	@echo "TensorBoard:  make tensorboard WORKDIR=$(DEMO)/run"
 	@echo "pictures:     $(DEMO)/colorized/sheet.png (gray, predicted, truth; no pixel of it was trained on)"
 
 test: setup
@@ -60,6 +60,19 @@ flink: .engines/flink/.complete
 # The same job on every engine.
 test-engines: setup engines
 	$(RUN) pytest tests -m engines
+
+# What a person sees of a run in a real browser; Chromium is installed where there is none (Debian, as root).
+test-browser: setup browser
+	$(RUN) pytest tests -m browser
+
+browser:
+	@command -v chromedriver > /dev/null || (apt-get update -qq && apt-get install -y -qq chromium chromium-driver)
+
+# The curves and pictures of the run in WORKDIR, or of all runs below it; remote ones are not read too often.
+PORT ?= 6006
+tensorboard: setup
+	$(BIN)/tensorboard --logdir=$(WORKDIR) --port=$(PORT) --reload_interval=60 \
+		--samples_per_plugin=images=100,scalars=10000
 
 # Figures, as ratios within one run; PICTURES names a folder of JPEGs, else photographs of scikit-image are cut.
 bench-preprocess: setup

@@ -27,6 +27,7 @@ TEST = [
     "pytest>=8.3,<10",
     "hypothesis>=6.100,<7",
     "scikit-image>=0.25,<0.27",
+    "selenium>=4.20,<5",
     "setuptools>=75,<90",
 ]
 DEV = [

@@ -54,6 +54,7 @@ def get_config() -> ConfigDict:
     config.accumulation_steps = 1  # parts that a replica's share of a batch is computed in, where memory is short
     config.steps_per_call = 1  # where steps are so short that calling them takes time
 
+    config.profile_steps = (0, 0)  # the first and the last step of a profile for TensorBoard; 0 for none
     config.panel_pictures = 8  # validation pictures shown in TensorBoard
     config.steps_per_log = 50  # losses reach TensorBoard and the progress bar this often, all of them
     config.steps_per_checkpoint = 1000  # and at the end of each epoch; what a killed run loses at most

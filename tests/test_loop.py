@@ -44,7 +44,7 @@ def one_and_two_replicas(config, dataset, two_replicas, tmp_path):
     one = train(config, dataset, tmp_path / "one")
     two = train(config, dataset, tmp_path / "two", two_replicas)
     assert one.step == two.step == epochs * steps >= 200
-    for tag, count in (("loss", one.step), ("learning_rate", one.step), ("validation_loss", epochs)):
+    for tag, count in (("loss", one.step), ("learning_rate", one.step), ("validation/loss", epochs)):
         first, second = scalars(tmp_path / "one", tag), scalars(tmp_path / "two", tag)
         assert first.keys() == second.keys()
         assert len(first) == count
@@ -126,7 +126,7 @@ def test_told_to_stop_and_resumed_ends_as_if_nothing_had_been(
     resumed = train(config, compact_dataset, tmp_path / "parts", strategy)
     assert resumed.step == whole.step
     assert_weights_close(whole, resumed, rtol=0, atol=0)
-    for tag in ("loss", "learning_rate", "validation_loss"):
+    for tag in ("loss", "learning_rate", "validation/loss"):
         assert scalars(tmp_path / "parts", tag) == scalars(folder, tag)
 
 
@@ -193,19 +193,62 @@ def chroma(rgb):
 
 
 def test_tensorboard_tags_steps_and_values(config, compact_dataset, tmp_path):
-    train(config, compact_dataset, tmp_path)
+    state = train(config, compact_dataset, tmp_path)
     assert {tag for _, tag, _ in events(tmp_path)} == {
-        "loss", "learning_rate", "gradient_norm", "images_per_second", "waiting_for_data", "validation_loss", "panel",
-        "config",
+        "loss", "learning_rate", "gradient_norm", "images_per_second", "waiting_for_data", "memory_mib",
+        "validation/loss", "validation/psnr", "validation/colorfulness", "validation/true_colorfulness", "panel",
+        "config", "_hparams_/session_start_info",
     }  # fmt: skip
     steps = Batches(compact_dataset, config.batch_size).steps_per_epoch
     assert list(scalars(tmp_path, "loss")) == list(range(1, 2 * steps + 1))
     rates = scalars(tmp_path, "learning_rate")
     assert [rates[step] for step in (1, steps, steps + 1, 2 * steps)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
-    assert list(scalars(tmp_path, "validation_loss")) == [steps, 2 * steps]
+    assert list(scalars(tmp_path, "validation/loss")) == [steps, 2 * steps]
     assert min(scalars(tmp_path, "images_per_second").values()) > 0
+    assert all(0 <= share < 1 for share in scalars(tmp_path, "waiting_for_data").values())
+    assert min(scalars(tmp_path, "memory_mib").values()) > 200
     (text,) = (tf.make_ndarray(value.tensor).item().decode() for _, tag, value in events(tmp_path) if tag == "config")
     assert '"width_multiplier": 0.0625' in text
+    check_validation(state.model, compact_dataset, {tag: scalars(tmp_path, f"validation/{tag}")[2 * steps] for tag in (
+        "psnr", "colorfulness", "true_colorfulness"
+    )})  # fmt: skip
+
+
+def check_validation(model, dataset, found):
+    """Compares with means over pictures that NumPy makes of what the model says."""
+    pairs = []
+    for each in reader.examples(dataset, "validation").batch(1):
+        ab = model.ab(model.outputs(each, training=False))
+        lightness = each["l_224"][0] * 50 + 50
+        labs = [np.concatenate([lightness, values[0] * 128], axis=-1) for values in (ab, each["ab_224"])]
+        pairs.append([color.lab_to_rgb(lab) for lab in labs])
+    mse = [np.mean(np.square(one.astype(float) - other)) for one, other in pairs]
+    assert found["psnr"] == pytest.approx(np.mean(10 * np.log10(255**2 / np.array(mse))), abs=0.02)
+    for index, tag in enumerate(("colorfulness", "true_colorfulness")):
+        assert found[tag] == pytest.approx(np.mean([hasler(pair[index]) for pair in pairs]), rel=0.01)
+
+
+def hasler(rgb):
+    """Hasler and Susstrunk's M3, as in their paper."""
+    red, green, blue = np.moveaxis(rgb.astype(float), -1, 0)
+    rg, yb = red - green, 0.5 * (red + green) - blue
+    return np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean())
+
+
+def test_a_profile_of_chosen_steps(config, compact_dataset, tmp_path):
+    config.epochs_per_learning_rate = (1, 1)
+    config.profile_steps = (3, 4)
+    train(config, compact_dataset, tmp_path)
+    assert len(list((tmp_path / "tensorboard/plugins/profile").glob("*/*.xplane.pb"))) == 1
+
+
+def test_a_directory_that_is_not_local(config, compact_dataset, tmp_path):
+    """Read and written by TensorFlow's file systems alone; events are made in a local folder and copied."""
+    train(config, compact_dataset, f"file://{tmp_path}/run")
+    assert {tag for _, tag, _ in events(tmp_path / "run")} >= {"loss", "validation/psnr", "panel"}
+    assert list(scalars(tmp_path / "run", "loss")) == list(range(1, 43))
+    assert Checkpoints(f"file://{tmp_path}/run").steps() == [21, 42]
+    assert train(config, compact_dataset, f"file://{tmp_path}/run").step == 42
 
 
 def test_panel_shows_the_same_pictures_each_epoch_gray_predicted_and_true(config, compact_dataset, tmp_path):
@@ -350,6 +393,7 @@ def test_a_start_that_fails_does_not_claim_the_directory(config, compact_dataset
         ("kept_checkpoints", 0, "kept_checkpoints is 0"),
         ("steps_per_checkpoint", 0, "steps_per_checkpoint is 0"),
         ("panel_pictures", -1, "panel_pictures is -1; choose a number from 0"),
+        ("profile_steps", (5, 4), r"profile_steps is \(5, 4\); give the first and the last step"),
         ("clip_norm", float("nan"), "clip_norm is nan; choose a number from 0"),
         ("precision", "float16", "precision is 'float16'; choose one of float32, mixed_bfloat16, mixed_float16"),
         ("features", "none", "features is 'none'; choose one of auto, stored, computed"),

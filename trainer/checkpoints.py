@@ -132,6 +132,6 @@ def _read_all(prefix: str) -> None:
     Raises:
         DataLossError: one differs.
     """
-    reader = tf.train.load_checkpoint(prefix)
+    reader = tf.compat.v1.train.NewCheckpointReader(prefix)
     for name in reader.get_variable_to_shape_map():
         reader.get_tensor(name)

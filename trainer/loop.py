@@ -103,6 +103,9 @@ def _check(config: ConfigDict) -> None:
     for field, least in _LEAST.items():
         if not config[field] >= least:
             raise UserError(f"{field} is {config[field]}; choose a number from {least}")
+    profiled = tuple(config.profile_steps)
+    if len(profiled) != 2 or not 0 <= profiled[0] <= profiled[1]:
+        raise UserError(f"profile_steps is {profiled}; give the first and the last step, or (0, 0) for none")
     for field, choices in (("precision", optimizer.PRECISIONS), ("features", _FEATURES)):
         if config[field] not in choices:
             raise UserError(f"{field} is '{config[field]}'; choose one of {', '.join(choices)}")

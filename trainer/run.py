@@ -22,9 +22,10 @@ from pipeline.shards import TRAIN, VALIDATION
 from trainer import replicas, workdir
 from trainer.checkpoints import Checkpoints
 from trainer.models.base import ColorModel
+from trainer.profiler import Profiler
 from trainer.steps import Measures, Steps
 from trainer.stopping import Stop, StopRequest
-from trainer.summaries import Summaries
+from trainer.summaries import Summaries, Validation
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -104,7 +105,9 @@ class Run:
         self._has_validation = dataset.manifest.splits[VALIDATION].examples > 0
         if not self._has_validation:
             _LOGGER.warning("no validation split: no validation loss, and the panel shows pictures that are trained on")
-        summaries.config(workdir.to_json(config), state.step)
+        summaries.config(config, workdir.to_json(config))
+        steps = config.profile_steps if self._is_chief else (0, 0)
+        self._profiler = Profiler(summaries.folder, steps)
 
     def train(self, epochs: int) -> None:
         """Trains from the step where the state is to the end of the last epoch.
@@ -116,10 +119,11 @@ class Run:
             self._finish_epoch()
         epoch, first_step = divmod(self._state.step, self._steps_per_epoch)
         batches = iter(self._distribute_train(range(epoch, epochs), first_step))
-        while epoch < epochs:
-            self._train_epoch(batches, f"epoch {epoch + 1}/{epochs}")
-            self._finish_epoch()
-            epoch += 1
+        with contextlib.closing(self._profiler):
+            while epoch < epochs:
+                self._train_epoch(batches, f"epoch {epoch + 1}/{epochs}")
+                self._finish_epoch()
+                epoch += 1
 
     @property
     def _at_end_of_epoch(self) -> bool:
@@ -143,11 +147,13 @@ class Run:
         with tqdm(total=end, initial=done, desc=title, unit="step", disable=None) as bar:
             while done < end:
                 count = min(config.steps_per_call, end - done)
+                self._profiler.before(state.step + 1)
                 with window.waiting():
                     some = [next(batches) for _ in range(count)]
                 measures = self._steps.train(some, self._asked())
                 before, done, state.step = done, done + count, state.step + count
                 window.add(measures, count)
+                self._profiler.after(state.step)
                 stops = self._stops(measures.stops[-1])
                 if stops or done == end or _passes(before, done, config.steps_per_log):
                     losses += self._record(window)
@@ -209,22 +215,25 @@ class Run:
         self._saved = state.step
 
     def _validate(self) -> float:
-        """The mean loss over the validation split.
+        """Measures the model on the validation split; its mean loss.
 
         Raises:
             Stop: somebody asked for it.
         """
-        total = count = 0.0
+        totals = np.zeros(5)
         for batch in self._strategy.distribute_datasets_from_function(self._batches.validation):
-            batch_total, batch_count, stopping = self._steps.validate(batch, self._asked())
-            if self._stops(stopping):
+            sums = self._steps.validate(batch, self._asked())
+            if self._stops(sums.stops):
                 raise Stop
-            total, count = total + float(batch_total), count + float(batch_count)
-        loss = total / count
-        self._state.validation_losses.append(loss)
-        self._summaries.validation(self._state.step, loss)
-        _LOGGER.info("validation loss %.5f over %d examples", loss, count)
-        return loss
+            totals += [float(each) for each in sums[:5]]
+        found = Validation(*(totals[:4] / totals[4]).tolist())
+        self._state.validation_losses.append(found.loss)
+        self._summaries.validation(self._state.step, found)
+        _LOGGER.info(
+            "validation loss %.5f, PSNR %.2f dB, colorfulness %.1f of %.1f, over %d examples",
+            found.loss, found.psnr, found.colorfulness, found.true_colorfulness, totals[4],
+        )  # fmt: skip
+        return found.loss
 
     def _show_panel(self) -> None:
         """Draws the first examples of the validation split (of the train split, where that is empty)."""

@@ -7,9 +7,9 @@ import keras
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from pipeline import example, reader
+from pipeline import color_tf, example, reader
 from pipeline.reader import Batch
-from trainer import optimizer
+from trainer import metrics, optimizer
 from trainer.models.base import ColorModel
 from trainer.summaries import side_by_side
 
@@ -20,6 +20,17 @@ class Measures(NamedTuple):
     loss: tf.Tensor  # before the step
     gradient_norm: tf.Tensor  # of the whole batch, before it was limited
     learning_rate: tf.Tensor
+    stops: tf.Tensor  # above 0 if a host was asked to stop
+
+
+class Sums(NamedTuple):
+    """Sums over the examples of a validation batch: float32 scalars."""
+
+    loss: tf.Tensor
+    psnr: tf.Tensor  # dB
+    colorfulness: tf.Tensor  # of the predictions
+    true_colorfulness: tf.Tensor
+    examples: tf.Tensor
     stops: tf.Tensor  # above 0 if a host was asked to stop
 
 
@@ -104,16 +115,23 @@ class Steps:
         return loss, tape.gradient(scaled, self._model.network.trainable_variables)
 
     @tf.function
-    def validate(self, batch: Batch, stops: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The sum of losses over the examples of a batch, how many they are, and `stops` as for `train`."""
+    def validate(self, batch: Batch, stops: tf.Tensor) -> Sums:
+        """Sums over the examples of a batch."""
 
         def replica_step(batch: Batch) -> tf.Tensor:
             batch = reader.unpack(batch, self._layout)
-            losses = self._model.loss(self._model.outputs(batch, training=False), batch)
-            return tf.stack([tf.reduce_sum(losses * batch["weight"]), tf.reduce_sum(batch["weight"]), stops])
+            outputs = self._model.outputs(batch, training=False)
+            predicted, truth = (
+                color_tf.normalized_to_rgb(batch["l_224"], ab) for ab in (self._model.ab(outputs), batch["ab_224"])
+            )
+            values = [
+                self._model.loss(outputs, batch), metrics.psnr(predicted, truth), metrics.colorfulness(predicted),
+                metrics.colorfulness(truth), tf.ones_like(batch["weight"]),
+            ]  # fmt: skip
+            sums = tf.linalg.matvec(tf.stack(values), batch["weight"])  # (5, B) and (B,) to (5,)
+            return tf.concat([sums, [stops]], axis=0)
 
-        total, count, stopping = tf.unstack(self._sum(self._strategy.run(replica_step, args=(batch,))))
-        return total, count, stopping
+        return Sums(*tf.unstack(self._sum(self._strategy.run(replica_step, args=(batch,)))))
 
     @tf.function
     def draw(self, batch: Batch) -> tf.Tensor:
