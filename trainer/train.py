@@ -1,10 +1,11 @@
 """Trains a color model on a dataset.
 
     python -m trainer.train --config=configs/koalarization.py --data=DATA --workdir=RUN
-    tensorboard --logdir=RUN
+    make tensorboard WORKDIR=RUN
 
-All GPUs of the machine are used. Where there is none, --virtual_replicas=2 splits the CPU into two replicas, so that
-the multi-GPU path can be tried. The same command goes on where an interrupted run stopped.
+All GPUs of the machine are used; those of many machines where TF_CONFIG names them (see README.md). Where there is
+none, --virtual_replicas=2 splits the CPU into two replicas, so that the multi-GPU path can be tried. The same command
+goes on where a stopped or killed run was: after SIGTERM (status 143) or an interrupt (130) its state is saved first.
 
 The working directory receives config.json, checkpoints and TensorBoard's events.
 """
