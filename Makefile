@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python -m
 DEMO := demo
 
-.PHONY: setup gpu demo engines flink test test-slow test-engines test-browser browser tensorboard bench-preprocess lint format lock proto clean
+.PHONY: setup gpu demo engines flink test test-slow test-engines test-browser browser tensorboard bench-preprocess bench-input bench-train lint format lock proto clean
 
 setup: .venv/.complete
 
@@ -78,6 +78,18 @@ tensorboard: setup
 bench-preprocess: setup
 	$(RUN) benchmarks.preprocess $(if $(PICTURES),--pictures=$(PICTURES))
 
+# The same for what trains: from shards to batches, beside other libraries, which are installed for it.
+bench-input: setup .venv/.bench
+	$(RUN) benchmarks.input $(if $(PICTURES),--pictures=$(PICTURES))
+
+# A step of the training loop, beside a bare one.
+bench-train: setup
+	$(RUN) benchmarks.train
+
+.venv/.bench: requirements-bench.lock
+	$(RUN) pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
 lint: setup
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
@@ -96,6 +108,7 @@ COMPILE := $(RUN) uv pip compile setup.py --universal --python-version 3.10 --ge
 lock: setup
 	$(COMPILE) --extra worker --extra trainer --extra inspect --extra test --extra dev -o requirements.lock
 	$(COMPILE) --extra worker --extra trainer --extra gpu -c requirements.lock -o requirements-gpu.lock
+	$(COMPILE) --extra worker --extra trainer --extra bench -c requirements.lock -o requirements-bench.lock
 
 proto: setup
 	$(RUN) grpc_tools.protoc -I. --python_out=. --pyi_out=. pipeline/example.proto

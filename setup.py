@@ -30,6 +30,7 @@ TEST = [
     "selenium>=4.20,<5",
     "setuptools>=75,<90",
 ]
+BENCH = ["tensorflow-datasets>=4.9,<5", "grain>=0.2,<0.3", "array-record>=0.8,<0.9", "webdataset>=1,<2"]
 DEV = [
     "grpcio-tools>=1.76,<1.81",  # writes protobuf 6.31 code, which every protobuf that TensorFlow allows can load
     "mypy>=1.14,<3",
@@ -43,5 +44,13 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["pipeline*", "beam_jobs*", "trainer*", "configs*"]),
     install_requires=CORE,
-    extras_require={"worker": WORKER, "trainer": TRAINER, "gpu": GPU, "inspect": INSPECT, "test": TEST, "dev": DEV},
+    extras_require={
+        "worker": WORKER,
+        "trainer": TRAINER,
+        "gpu": GPU,
+        "inspect": INSPECT,
+        "test": TEST,
+        "bench": BENCH,
+        "dev": DEV,
+    },
 )

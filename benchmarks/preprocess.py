@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
 def compare(folder: Path | None, repetitions: int) -> None:
     """Runs every way in turn and prints a table."""
     with tempfile.TemporaryDirectory() as work:
-        pictures = list(_jpegs(folder))
+        pictures = list(jpegs(folder))
         if not pictures:
             raise UserError(f"--pictures={folder} holds no picture")
         few, many = Path(work) / "few.tar", Path(work) / "many.tar"
@@ -104,7 +104,8 @@ def _pack(archive: Path, pictures: Sequence[bytes]) -> None:
             photographs.add_member(tar, f"ILSVRC2012_val_{number:08d}.JPEG", data)
 
 
-def _jpegs(folder: Path | None) -> Iterator[bytes]:
+def jpegs(folder: Path | None) -> Iterator[bytes]:
+    """The files of a folder; without one, pictures that are cut from photographs."""
     if folder is not None:
         yield from (path.read_bytes() for path in sorted(folder.iterdir()))
         return

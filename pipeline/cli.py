@@ -26,7 +26,7 @@ _CONFIG_FIELD = re.compile(r"--?(?:no)?config\.([^=]+)")
 _CONFIG_VALUE = re.compile(r"--?config\.([^=]+)=")
 _HELP = {"--help", "-h", "--helpfull", "--helpshort"}
 _TOLD_TO_STOP = 128  # and the signal's number: the exit status of a program that was told to stop
-_PACKAGES = ("pipeline", "beam_jobs", "trainer", "tools")
+_PACKAGES = ("pipeline", "beam_jobs", "trainer", "tools", "benchmarks")
 
 
 class Terminated(BaseException):
