@@ -30,7 +30,13 @@ TEST = [
     "selenium>=4.20,<5",
     "setuptools>=75,<90",
 ]
-BENCH = ["tensorflow-datasets>=4.9,<5", "grain>=0.2,<0.3", "array-record>=0.8,<0.9", "webdataset>=1,<2"]
+BENCH = [
+    "tensorflow-datasets>=4.9,<5",
+    "importlib-resources>=6,<8",  # which tensorflow-datasets needs and does not ask for
+    "grain>=0.2,<0.3",
+    "array-record>=0.8,<0.9",
+    "webdataset>=1,<2",
+]
 DEV = [
     "grpcio-tools>=1.76,<1.81",  # writes protobuf 6.31 code, which every protobuf that TensorFlow allows can load
     "mypy>=1.14,<3",

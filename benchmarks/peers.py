@@ -28,7 +28,7 @@ def write_tfds(examples: Iterator[tuple[str, Tensors]], folder: Path) -> None:
         name="tensors",
         version="1.0.0",
         features=tfds.features.FeaturesDict(features),
-        split_datasets={"train": ({n: t.view(np.uint16) for n, t in each.items()} for _, each in examples)},
+        split_datasets={"train": ((key, {n: t.view(np.uint16) for n, t in own.items()}) for key, own in examples)},
         data_dir=str(folder),
     )
 

@@ -285,9 +285,11 @@ def test_another_model_trains_in_the_same_loop(config, toy_model, compact_datase
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, compact_dataset, tmp_path):
     config.learning_rates = (1e30, 1.0)
-    with pytest.raises(UserError, match=r"the loss of step \d+ is (nan|inf); lower --config.learning_rates") as caught:
+    config.steps_per_checkpoint = 1
+    with pytest.raises(UserError, match=r"of step \d+ is (nan|inf); lower --config.learning_rates") as caught:
         train(config, compact_dataset, tmp_path)
     step = int(re.search(r"step (\d+)", str(caught.value))[1])
+    assert Checkpoints(str(tmp_path)).steps() == list(range(1, step))  # and none of what is not finite
     keys = Batches(compact_dataset, config.batch_size).keys(config.seed, 0, step - 1)
     assert len(keys) == config.batch_size
     assert str(caught.value).endswith(f"of its batch: {', '.join(keys)}")

@@ -26,9 +26,10 @@ class Profiler:
             tf.profiler.experimental.start(self._folder)
             self._is_on = True
 
-    def after(self, step: int) -> None:
-        """Call it after a step has ended."""
+    def after(self, step: int, result: tf.Tensor) -> None:
+        """Call it after a step, with something that it computes: what is profiled ends with it."""
         if self._is_on and step >= self._last:
+            result.numpy()
             self.close()
             _LOGGER.info("a profile of steps %d to %d is in TensorBoard", self._first, step)
 

@@ -22,6 +22,7 @@ from pipeline.shards import TRAIN, VALIDATION
 from trainer import replicas, workdir
 from trainer.checkpoints import Checkpoints
 from trainer.models.base import ColorModel
+from trainer.optimizer import FLOAT16
 from trainer.profiler import Profiler
 from trainer.steps import Measures, Steps
 from trainer.stopping import Stop, StopRequest
@@ -57,7 +58,9 @@ class _Window:
         self.waited += time.monotonic() - start
 
     def add(self, measures: Measures, count: int) -> None:
-        """Adds some steps."""
+        """Adds some steps, once those before them have ended: a run that is to stop has no queue to wait for."""
+        if self.measures:
+            self.measures[-1].loss.numpy()
         self.measures.append(measures)
         self.steps += count
 
@@ -153,16 +156,18 @@ class Run:
                 measures = self._steps.train(some, self._asked())
                 before, done, state.step = done, done + count, state.step + count
                 window.add(measures, count)
-                self._profiler.after(state.step)
+                self._profiler.after(state.step, measures.loss)
                 stops = self._stops(measures.stops[-1])
-                if stops or done == end or _passes(before, done, config.steps_per_log):
+                saves = _passes(state.step - count, state.step, config.steps_per_checkpoint)
+                # Before the state is saved: one that is no longer finite must not be.
+                if stops or saves or done == end or _passes(before, done, config.steps_per_log):
                     losses += self._record(window)
                     bar.set_postfix_str(f"loss {losses[-1]:.5f}, {self._rate(window):.1f} images/s", refresh=False)
                     bar.update(window.steps)
                     window = _Window()
                 if stops:
                     raise Stop
-                if _passes(state.step - count, state.step, config.steps_per_checkpoint):
+                if saves:
                     self.save()
         rate = len(losses) * config.batch_size / (time.monotonic() - start)
         mean = sum(losses) / len(losses)
@@ -179,15 +184,25 @@ class Run:
         losses, norms, rates = (np.concatenate(each).tolist() for each in list(zip(*measures, strict=True))[:3])
         first = self._state.step - window.steps + 1
         for step, loss, norm, rate in zip(itertools.count(first), losses, norms, rates):
-            if not math.isfinite(loss):
-                keys = self._batches.keys(self._config.seed, *divmod(step - 1, self._steps_per_epoch))
-                raise UserError(
-                    f"the loss of step {step} is {loss}; lower --config.learning_rates, or look at the pictures of "
-                    f"its batch: {', '.join(keys)}"
-                )
+            self._check_finite(step, "loss", loss)
+            if self._config.precision != FLOAT16:  # where such a step is left out
+                self._check_finite(step, "norm of the gradient", norm)
             self._summaries.training(step, loss, rate, norm)
         self._summaries.speed(self._state.step, self._rate(window), window.waited / window.seconds)
         return losses
+
+    def _check_finite(self, step: int, name: str, value: float) -> None:
+        """Stops the run at a step that would spoil its weights.
+
+        Raises:
+            UserError: the value is not finite; with the pictures that may be to blame.
+        """
+        if not math.isfinite(value):
+            keys = self._batches.keys(self._config.seed, *divmod(step - 1, self._steps_per_epoch))
+            raise UserError(
+                f"the {name} of step {step} is {value}; lower --config.learning_rates, or look at the pictures of its "
+                f"batch: {', '.join(keys)}"
+            )
 
     def _asked(self) -> tf.Tensor:
         """Whether this host was asked to stop, as a number for `Steps`."""
