@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
 
     config.features = "auto"  # "stored" (by beam_jobs.embed), "computed" in every step, or stored if there are any
     config.precision = "float32"  # or "mixed_bfloat16" (TPUs, GPUs since A100) or "mixed_float16" (older GPUs)
-    config.xla = False  # compile the step as a whole: minutes at the start, on GPUs faster after that
+    config.xla = False  # compile what computes gradients: minutes at the start, on GPUs faster after that
     config.accumulation_steps = 1  # parts that a replica's share of a batch is computed in, where memory is short
     config.steps_per_call = 1  # where steps are so short that calling them takes time
 

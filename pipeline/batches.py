@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from pipeline import example, order
 from pipeline.errors import UserError
+from pipeline.features import VIEWS
 from pipeline.manifest import ShardInfo
 from pipeline.order import Plan, Segments
 from pipeline.reader import Batch, Dataset, parse, parse_features
@@ -22,7 +23,8 @@ _Records = tuple[tf.Tensor, ...]  # (an example,) or (an example, its features),
 _REMOTE_READ_BYTES = 4 << 20  # a request; of a local file, records are read straight to where they belong
 _READER_EXAMPLES = 4  # tf.data keeps two of an interleaved dataset ready; one is being parsed, and one handed on
 _RUNTIME_BYTES = 64 << 20  # threads, functions, and what the allocator cannot use
-_BATCHES_ELSEWHERE = 3  # one is being put together, one is being handed on, one is in use
+_BATCHES_ELSEWHERE = 2  # one is being put together, one is being handed on
+_VALIDATION_AHEAD = 2  # batches, beside those that wait to be trained on
 ONE_HOST = tf.distribute.InputContext()
 
 
@@ -33,8 +35,10 @@ class Batches:
         dataset: an open dataset.
         batch_size: examples of a batch, over all replicas.
         features: read stored features in place of `l_299`.
-        memory_bytes: what a host's stream may hold.
-        deterministic: the same order each time; without it a slow file holds nobody up.
+        memory_bytes: what a host's streams may hold: one of training, and one of validation beside it.
+        deterministic: the same order each time. Without it a slow file holds nobody up, but batches hold what is read
+            first: `first_step` and `keys` are then right but for some examples.
+        held: how many batches are in use at a time.
     """
 
     def __init__(
@@ -44,12 +48,14 @@ class Batches:
         features: bool = False,
         memory_bytes: int = 1 << 30,
         deterministic: bool = True,
+        held: int = 1,
     ):
         self._dataset = dataset
         self._batch_size = batch_size
         self._features = features
         self._memory_bytes = memory_bytes
         self._deterministic = deterministic
+        self._held = held
 
     @property
     def steps_per_epoch(self) -> int:
@@ -91,13 +97,11 @@ class Batches:
         Raises:
             UserError: the split has fewer examples than a batch, hosts cannot share it, or the budget is too small.
         """
-        steps = self.steps_per_epoch
-        split = _Split.of(self._dataset, TRAIN, self._features)
+        split, steps = _Split.of(self._dataset, TRAIN, self._features), self.steps_per_epoch
 
         def plan(epoch: int) -> Plan:
-            sequence = order.shuffled(split.segments, seed, epoch)
             skipped = first_step if epoch == epochs.start else 0
-            return order.plan(split.segments, sequence, steps, self._batch_size, skipped, *_place(context))
+            return self._train_plan(split, steps, seed, epoch, skipped, context)
 
         def mirror(key: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
             text = tf.strings.join([key, tf.strings.as_string(epoch)], "/")
@@ -110,18 +114,31 @@ class Batches:
         examples = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(
             lambda epoch: self._stream(split, plan, epoch, context, parse_one)
         )
-        return self._batch(examples, split, context)
+        return self._batch(examples, context, self._ahead(context))
+
+    def _train_plan(
+        self, split: "_Split", steps: int, seed: int, epoch: int, first_step: int, context: tf.distribute.InputContext
+    ) -> Plan:
+        return order.plan(
+            split.segments,
+            order.shuffled(split.segments, seed, epoch),
+            steps=steps,
+            batch_size=self._batch_size,
+            first_step=first_step,
+            host=context.input_pipeline_id,
+            hosts=context.num_input_pipelines,
+        )
 
     def keys(self, seed: int, epoch: int, step: int) -> list[str]:
         """The keys of a batch of the train split, over all hosts: what `train` reads for a step of an epoch."""
-        split = _Split.of(self._dataset, TRAIN, False)
+        split = _Split.of(self._dataset, TRAIN, features=False)
+        layout = dataclasses.replace(self._layout, storage={})
 
         def plan(epoch: int) -> Plan:
-            sequence = order.shuffled(split.segments, seed, epoch)
-            return order.plan(split.segments, sequence, self.steps_per_epoch, self._batch_size, step, 0, 1)
+            return self._train_plan(split, self.steps_per_epoch, seed, epoch, step, ONE_HOST)
 
         def parse_one(_: tf.Tensor, records: _Records, __: tf.Tensor) -> Batch:
-            return {"key": self._parse(records)[0]}
+            return parse(records[0], layout)
 
         examples = self._stream(split, plan, tf.constant(epoch, tf.int64), ONE_HOST, parse_one)
         examples = examples.take(self._batch_size).with_options(_options())
@@ -142,14 +159,21 @@ class Batches:
         steps = -(-self._dataset.manifest.splits[VALIDATION].examples // self._batch_size)
 
         def plan(_: int) -> Plan:
-            sequence = np.arange(len(split.segments.examples))
-            return order.plan(split.segments, sequence, steps, self._batch_size, 0, *_place(context))
+            return order.plan(
+                split.segments,
+                np.arange(len(split.segments.examples)),
+                steps=steps,
+                batch_size=self._batch_size,
+                first_step=0,
+                host=context.input_pipeline_id,
+                hosts=context.num_input_pipelines,
+            )
 
         def parse_one(_: tf.Tensor, records: _Records, weight: tf.Tensor) -> Batch:
             return {**self._parse(records)[1], "weight": weight}
 
         examples = self._stream(split, plan, tf.constant(0, tf.int64), context, parse_one, fill=True)
-        return self._batch(examples, split, context)
+        return self._batch(examples, context, _VALIDATION_AHEAD)
 
     def _stream(
         self,
@@ -226,33 +250,42 @@ class Batches:
         storage = {name: each for name, each in layout.storage.items() if name != "l_299" or not self._features}
         return dataclasses.replace(layout, storage=storage)
 
-    def _batch(
-        self, examples: tf.data.Dataset, split: "_Split", context: tf.distribute.InputContext
-    ) -> tf.data.Dataset:
-        """Batches for a replica each, and as many of them ahead as the budget allows."""
+    def _batch(self, examples: tf.data.Dataset, context: tf.distribute.InputContext, ahead: int) -> tf.data.Dataset:
+        """Batches for a replica each; a host's batches to read ahead are so many of them for each of its replicas."""
+        replicas = context.num_replicas_in_sync // context.num_input_pipelines
         batches = examples.batch(self._batch_size // context.num_replicas_in_sync, drop_remainder=True)
-        return batches.prefetch(self._ahead(split, context)).with_options(_options())
+        return batches.prefetch(ahead * replicas).with_options(_options())
 
-    def _ahead(self, split: "_Split", context: tf.distribute.InputContext) -> int:
-        """How many batches, of a replica each, to prefetch.
+    def _ahead(self, context: tf.distribute.InputContext) -> int:
+        """How many of a host's batches to read ahead in training: what the budget allows.
 
         Raises:
-            UserError: the budget does not hold the least that is needed.
+            UserError: it does not hold the least that is needed.
         """
         hosts = context.num_input_pipelines
-        parsed = sum(storage.nbytes for storage in self._layout.storage.values())
-        batch = self._batch_size // hosts * parsed
-        fixed = (
-            _RUNTIME_BYTES + self._lanes(context) * len(split.paths) * split.buffer_bytes + _BATCHES_ELSEWHERE * batch
-        )
-        fixed += self._readers(context) * (_READER_EXAMPLES * parsed + split.record_bytes)
+        batch = self._batch_size // hosts * self._example_bytes
+        train, validation = (self._reading_bytes(split, context) for split in (TRAIN, VALIDATION))
+        fixed = _RUNTIME_BYTES + train + validation + (_BATCHES_ELSEWHERE + self._held + _VALIDATION_AHEAD) * batch
         ahead = (self._memory_bytes - fixed) // batch
         if ahead < 1:
             raise UserError(
                 f"input_memory_mib is {self._memory_bytes >> 20}; batches of {self._batch_size} from "
                 f"{self._dataset.directory} need {-(-(fixed + batch) >> 20)} MiB on each of {hosts} hosts"
             )
-        return ahead * context.num_replicas_in_sync // hosts
+        return ahead
+
+    def _reading_bytes(self, name: str, context: tf.distribute.InputContext) -> int:
+        """What the readers of a split hold."""
+        split = _Split.of(self._dataset, name, self._features)
+        buffers = self._lanes(context) * len(split.paths) * split.buffer_bytes
+        return buffers + self._readers(context) * (_READER_EXAMPLES * self._example_bytes + split.record_bytes)
+
+    @property
+    def _example_bytes(self) -> int:
+        """Of an example as it is stored, parsed."""
+        features = self._dataset.manifest.features
+        pictures = sum(storage.nbytes for storage in self._layout.storage.values())
+        return pictures + (4 * VIEWS * features.classes if self._features and features else 0)
 
 
 def _options() -> tf.data.Options:
@@ -262,11 +295,6 @@ def _options() -> tf.data.Options:
     options.experimental_optimization.noop_elimination = False
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return options
-
-
-def _place(context: tf.distribute.InputContext) -> tuple[int, int]:
-    """Which host, of how many."""
-    return context.input_pipeline_id, context.num_input_pipelines
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ where a batch stands in each lane is known without reading what went before.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -70,10 +71,13 @@ def host_lanes(batch_size: int, hosts: int) -> int:
     Raises:
         UserError: they cannot be shared equally.
     """
-    if batch_size % hosts or lanes(batch_size) % hosts:
+    if lanes(batch_size) % hosts:
+        if hosts > _MOST_LANES:
+            raise UserError(f"{hosts} hosts are too many: batches are read in {_MOST_LANES} lanes; take as many")
+        larger = next(size for size in itertools.count(batch_size) if lanes(size) % hosts == 0)
         raise UserError(
-            f"batch_size is {batch_size}, which {hosts} hosts cannot share; set --config.batch_size to a multiple of "
-            f"{hosts}, best of {hosts * 8}"
+            f"batch_size is {batch_size}, which is read in {lanes(batch_size)} lanes, and {hosts} hosts cannot share "
+            f"these; set --config.batch_size={larger}"
         )
     return lanes(batch_size) // hosts
 

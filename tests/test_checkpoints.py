@@ -179,3 +179,30 @@ def test_the_best_is_the_lowest_that_was_recorded(tmp_path):
     assert (checkpoints.validation_loss(3), checkpoints.validation_loss(4)) == (0.2, None)
     (tmp_path / "checkpoints/step-00000003/metrics.json").write_text("{")
     assert checkpoints.best() is None
+
+
+def test_a_damaged_newest_one_makes_room_for_those_that_are_written_after_it(tmp_path):
+    network, optimizer = state()
+    checkpoints = Checkpoints(str(tmp_path))
+    for number in (21, 42):
+        checkpoints.save(number, network, optimizer, keep=2)
+    checkpoints.record(42, 0.1)
+    (index,) = (tmp_path / "checkpoints/step-00000042").glob("*.index")
+    index.write_text("")
+    assert checkpoints.restore(network, optimizer) == 21
+    checkpoints.save(30, network, optimizer, keep=1)
+    assert checkpoints.steps() == [30]
+
+
+def test_a_store_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
+    network, optimizer = state()
+    checkpoints = Checkpoints(str(tmp_path))
+    for number in (1, 2):
+        checkpoints.save(number, network, optimizer, keep=2)
+
+    def fail(*args):
+        raise tf.errors.UnavailableError(None, None, "try later")
+
+    monkeypatch.setattr(tf.train.Checkpoint, "read", fail)
+    with pytest.raises(UserError, match="step-00000002 cannot be read: try later; start again"):
+        checkpoints.restore(network, optimizer)

@@ -241,6 +241,13 @@ def test_a_sidecar_out_of_line_stops_training(embedded):
         list(Batches(dataset, 4, features=True).validation())
 
 
+def test_keys_of_a_batch_with_features(embedded):
+    dataset = reader.open_dataset(str(embedded))
+    keys = Batches(dataset, 4, features=True).keys(1, 0, 2)
+    assert keys == Batches(dataset, 4).keys(1, 0, 2)
+    assert len(set(keys)) == 4
+
+
 def longest_sidecar(dataset, split):
     return dataset.path(max(dataset.manifest.features.shards[split], key=lambda info: info.bytes))
 

@@ -236,8 +236,9 @@ def hasler(rgb):
 
 
 def test_a_profile_of_chosen_steps(config, compact_dataset, tmp_path):
-    config.epochs_per_learning_rate = (1, 1)
+    """Of the calls that hold them."""
     config.profile_steps = (3, 4)
+    config.steps_per_call = 5
     train(config, compact_dataset, tmp_path)
     assert len(list((tmp_path / "tensorboard/plugins/profile").glob("*/*.xplane.pb"))) == 1
 
@@ -333,7 +334,7 @@ def test_from_a_damaged_checkpoint_a_run_goes_on_from_the_one_before(config, com
     data.write_bytes(flipped)
     found = train(config, compact_dataset, tmp_path)
     assert f"step-{newest:08d} is damaged or of another model" in caplog.text
-    assert f"goes on from step {before}, epoch 1 of 2" in caplog.text
+    assert f"goes on from step {before}" in caplog.text
     assert_weights_close(found, expected, rtol=0, atol=0)
 
 

@@ -98,6 +98,14 @@ def test_powers_of_two_share_batches_of_powers_of_two(hosts):
     assert order.host_lanes(64 * 8, hosts) == 64 // hosts
 
 
-def test_what_hosts_cannot_share_is_refused():
-    with pytest.raises(UserError, match="batch_size is 80, which 16 hosts cannot share; .* of 16, best of 128"):
-        order.host_lanes(80, 16)
+@pytest.mark.parametrize(("batch_size", "hosts", "advice"), [(80, 16, 96), (74, 2, 76), (12, 5, 15), (65, 64, 128)])
+def test_what_hosts_cannot_share_is_refused(batch_size, hosts, advice):
+    message = f"batch_size is {batch_size}, .* {hosts} hosts .*--config.batch_size={advice}$"
+    with pytest.raises(UserError, match=message):
+        order.host_lanes(batch_size, hosts)
+    order.host_lanes(advice, hosts)
+
+
+def test_more_hosts_than_lanes():
+    with pytest.raises(UserError, match="65 hosts are too many"):
+        order.host_lanes(130, 65)

@@ -53,3 +53,30 @@ def test_one_device_is_no_mirrored_strategy():
     program = "from trainer import replicas; print(type(replicas.create_strategy(5)).__name__)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout == "OneDeviceStrategy\n"
+
+
+CLUSTER = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": %s}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("tpu", "", "strategy is 'tpu'; choose one of auto, one_device, mirrored, multi_worker"),
+        ("multi_worker", "", "strategy is 'multi_worker', but TF_CONFIG names no cluster"),
+        ("mirrored", CLUSTER % 0, "strategy is 'mirrored', but TF_CONFIG names 2 workers, which would write one"),
+        ("auto", CLUSTER % 2, r"TF_CONFIG is '.*' \(task worker 2 of {'worker': 2}\); give it a cluster"),
+        ("auto", "{", "TF_CONFIG is '{' .*; give it a cluster of 'worker' addresses"),
+        ("auto", '{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}', "task ps 0 of"),
+    ],
+)
+def test_clusters_that_make_no_sense_are_refused(name, config, message, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", config)
+    with pytest.raises(UserError, match=message) as caught:
+        replicas.create_strategy(4, name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failure_of_a_device_is_no_loss_of_a_worker():
+    strategy = tf.distribute.OneDeviceStrategy("/device:CPU:0")
+    with pytest.raises(tf.errors.InternalError), replicas.naming_losses(strategy):
+        raise tf.errors.InternalError(None, None, "a kernel failed")

@@ -35,16 +35,17 @@ def free_ports(count):
 class Cluster:
     """Workers that train on one dataset; none is left when the block ends."""
 
-    def __init__(self, dataset, workdir, *options, workers=2):
+    def __init__(self, dataset, workdir, *options, workers=2, data=None):
         addresses = [f"localhost:{port}" for port in free_ports(workers)]
-        command = [sys.executable, "-m", "tests.worker", "--config=configs/demo.py", f"--data={dataset.directory}"]
+        command = [sys.executable, "-m", "tests.worker", "--config=configs/demo.py"]
         self.processes = []
         for index in range(workers):
             config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
             own = workdir[index] if isinstance(workdir, list) else workdir
+            own_data = data[index] if data else dataset.directory
             self.processes.append(
                 subprocess.Popen(
-                    [*command, f"--workdir={own}", *OPTIONS, *options],
+                    [*command, f"--data={own_data}", f"--workdir={own}", *OPTIONS, *options],
                     env=os.environ | ({"TF_CONFIG": json.dumps(config)} if workers > 1 else {}),
                     stderr=subprocess.PIPE,
                     text=True,
@@ -134,6 +135,16 @@ def test_a_worker_that_is_gone_ends_the_other_with_one_line(compact_dataset, tmp
         results = cluster.wait()
     assert [status for status, _ in results] == [0, 0]
     assert f"goes on from step {step}" in results[0][1]
+
+
+def test_a_worker_that_refuses_to_start_ends_the_other_with_one_line(compact_dataset, tmp_path):
+    data = [compact_dataset.directory, tmp_path]
+    with Cluster(compact_dataset, tmp_path / "run", epochs(1, 1), data=data) as cluster:
+        results = cluster.wait()
+    assert [status for status, _ in results] == [1, 1]
+    assert f"error: {tmp_path} is no dataset" in results[1][1]
+    assert "of the cluster is gone (" in results[0][1].splitlines()[-1]
+    assert "Traceback" not in results[0][1]
 
 
 def test_a_directory_that_workers_do_not_share_is_refused(compact_dataset, tmp_path):

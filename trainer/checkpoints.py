@@ -19,6 +19,15 @@ _NAME = re.compile(r"^step-(\d{8})/?$")
 _WRITING = "writing-"
 _PREFIX = "state"
 _METRICS = "metrics.json"
+# A store that does not answer says nothing of what it holds.
+_UNREACHABLE = (
+    tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError,
+    tf.errors.PermissionDeniedError, tf.errors.UnauthenticatedError,
+)  # fmt: skip
+
+
+class _Damaged(UserError):
+    """A checkpoint that is not what was written, or of another model."""
 
 
 class Checkpoints:
@@ -61,6 +70,8 @@ class Checkpoints:
         """
         with files.writing(f"checkpoint {self._path(step)}"):
             self._save(step, network, optimizer)
+            for later in (each for each in self.steps() if each > step):  # damaged, or the run had gone on from it
+                tf.io.gfile.rmtree(self._path(later))
             kept = {*self.steps()[-max(1, keep) :], self.best()}
             for old in set(self.steps()) - kept:
                 tf.io.gfile.rmtree(self._path(old))
@@ -86,13 +97,13 @@ class Checkpoints:
             The step; None, if there is no checkpoint.
 
         Raises:
-            UserError: there are some, but each is damaged or of another model.
+            UserError: there are some, but each is damaged or of another model, or they cannot be reached.
         """
-        failure: UserError | None = None
+        failure: _Damaged | None = None
         for step in reversed(self.steps()):
             try:
                 self._restore(step, network, optimizer)
-            except UserError as error:
+            except _Damaged as error:
                 failure = failure or error
                 continue
             if failure is not None:
@@ -112,8 +123,10 @@ class Checkpoints:
             status.assert_existing_objects_matched().expect_partial()
             if int(found.numpy()) != step:
                 raise ValueError(f"it holds step {int(found.numpy())}")
+        except _UNREACHABLE as error:
+            raise UserError(f"checkpoint {path} cannot be read: {one_line(error)[:200]}; start again") from error
         except Exception as error:  # TensorFlow has no error of its own for a damaged checkpoint
-            raise UserError(f"checkpoint {path} is damaged or of another model: {one_line(error)[:200]}") from error
+            raise _Damaged(f"checkpoint {path} is damaged or of another model: {one_line(error)[:200]}") from error
 
     def _path(self, step: int, *names: str) -> str:
         return tf.io.gfile.join(self._folder, f"step-{step:08d}", *names)

@@ -53,9 +53,38 @@ def train_and_evaluate(
         workdir.check(work_dir, config, dataset.manifest)
     rate = schedule.piecewise_constant(config.learning_rates, config.epochs_per_learning_rate, steps_per_epoch)
     features = _stored_features(config, dataset)
-    state = _create_state(config, strategy, rate, features)
-    if replicas.is_chief(strategy):
-        workdir.save(work_dir, config, dataset.manifest)
+    with replicas.naming_losses(strategy):
+        state = _create_state(config, strategy, rate, features)
+        if replicas.is_chief(strategy):
+            workdir.save(work_dir, config, dataset.manifest)
+        _resume(checkpoints, strategy, state, work_dir)
+        _describe(config, dataset, state, epochs, steps_per_epoch)
+        with stop_request() as stop:
+            summaries = Summaries(work_dir, replicas.is_chief(strategy))
+            run = Run(config, dataset, strategy, state, features, checkpoints, summaries, stop)
+            try:
+                with _naming_damage(dataset):
+                    run.train(epochs)
+            except Stop:
+                run.save()
+                _LOGGER.info("stopped at step %d, which is saved; the same command goes on from there", state.step)
+                replicas.agree(strategy, state.step)  # all wait for the chief to have saved
+                stop.obey()
+            except Exception:
+                with contextlib.suppress(UserError):  # the error that brought us here is the one to report
+                    summaries.flush()
+                raise
+        replicas.agree(strategy, state.step)  # all wait for the chief to have written
+    _LOGGER.info("finished at step %d, epoch %d; %s", state.step, epochs, work_dir)
+    return state
+
+
+def _resume(checkpoints: Checkpoints, strategy: tf.distribute.Strategy, state: TrainState, work_dir: str) -> None:
+    """Brings the state to the newest checkpoint, if there is one.
+
+    Raises:
+        UserError: there is none that can be used, or other workers find another.
+    """
     state.step = checkpoints.restore(state.model.network, state.optimizer) or 0
     if not replicas.agree(strategy, state.step):
         raise UserError(
@@ -63,21 +92,7 @@ def train_and_evaluate(
             "directory that all workers share"
         )
     if state.step:
-        _LOGGER.info("goes on from step %d, epoch %d of %d", state.step, state.step // steps_per_epoch, epochs)
-    _describe(config, dataset, state, epochs, steps_per_epoch)
-
-    with stop_request() as stop:
-        summaries = Summaries(work_dir, replicas.is_chief(strategy))
-        run = Run(config, dataset, strategy, state, features, checkpoints, summaries, stop)
-        try:
-            with replicas.naming_losses(strategy), _naming_damage(dataset):
-                run.train(epochs)
-        except Stop:
-            run.save()
-            _LOGGER.info("stopped at step %d, which is saved; the same command goes on from there", state.step)
-            stop.obey()
-    _LOGGER.info("finished at step %d, epoch %d; %s", state.step, epochs, work_dir)
-    return state
+        _LOGGER.info("goes on from step %d", state.step)
 
 
 @contextlib.contextmanager
@@ -132,9 +147,9 @@ def _create_state(
 def _describe(config: ConfigDict, dataset: Dataset, state: TrainState, epochs: int, steps_per_epoch: int) -> None:
     splits = dataset.manifest.splits
     _LOGGER.info(
-        "%s: %d trainable parameters; %d examples to train on, %d to validate on; %d epochs of %d steps",
+        "%s: %d trainable parameters; %d examples to train on, %d to validate on; epoch %d of %d, of %d steps each",
         config.model.name, state.model.network.count_params(), splits[TRAIN].examples, splits[VALIDATION].examples,
-        epochs, steps_per_epoch,
+        min(epochs, 1 + state.step // steps_per_epoch), epochs, steps_per_epoch,
     )  # fmt: skip
 
 
@@ -154,7 +169,9 @@ def _stored_features(config: ConfigDict, dataset: Dataset) -> bool:
             )
         return False
     # Built for this and let go again: what it would take of each device's memory, batches can have.
-    fingerprint = models.create_extractor(config.model, config.seed).fingerprint
+    extractor = models.create_extractor(config.model, config.seed)
+    extractor.warn_if_random()
+    fingerprint = extractor.fingerprint
     if stored.extractor != fingerprint:
         raise UserError(
             f"{dataset.directory} has features of extractor {stored.extractor}, the configuration names {fingerprint}; "

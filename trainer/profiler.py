@@ -20,14 +20,14 @@ class Profiler:
         self._first, self._last = steps
         self._is_on = False
 
-    def before(self, step: int) -> None:
-        """Call it before a step begins, or before several that are called together."""
-        if not self._is_on and self._first <= step <= self._last:
+    def before(self, first: int, last: int) -> None:
+        """Call it before steps that are called together."""
+        if not self._is_on and first <= self._last and self._first <= last:
             tf.profiler.experimental.start(self._folder)
             self._is_on = True
 
     def after(self, step: int, result: tf.Tensor) -> None:
-        """Call it after a step, with something that it computes: what is profiled ends with it."""
+        """Call it after the last of these, with something that it computes: what is profiled ends with it."""
         if self._is_on and step >= self._last:
             result.numpy()
             self.close()

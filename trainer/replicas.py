@@ -63,8 +63,14 @@ def create_strategy(batch_size: int, name: str = "auto") -> tf.distribute.Strate
     if name not in ("auto", *STRATEGIES):
         raise UserError(f"strategy is '{name}'; choose one of auto, {', '.join(STRATEGIES)}")
     workers = _workers()
+    _check_gpus()
     if name == "multi_worker" and not workers:
         raise UserError(f"strategy is 'multi_worker', but {_TF_CONFIG} names no cluster; set it, or choose 'auto'")
+    if name in ("one_device", "mirrored") and workers > 1:
+        raise UserError(
+            f"strategy is '{name}', but {_TF_CONFIG} names {workers} workers, which would write one --workdir; choose "
+            "'auto', or unset it"
+        )
     if name == "auto":
         name = "multi_worker" if workers > 1 else "mirrored" if len(_devices()) > 1 else "one_device"
     strategy = _create(name)
@@ -112,9 +118,9 @@ def naming_losses(strategy: tf.distribute.Strategy) -> Iterator[None]:
     try:
         yield
     except _PEER_ERRORS as error:
-        if hosts(strategy) == 1:
-            raise
         found, why = _PEER.search(str(error)), _WHY.search(str(error))
+        if hosts(strategy) == 1 or not (found or why):  # a device, or a store, has failed
+            raise
         peer = f"{found[1]} {found[2]}" if found else "a worker"
         raise UserError(
             f"{peer} of the cluster is gone ({' '.join(why[1].split()) if why else one_line(error)[:300]}); start the "
@@ -130,7 +136,13 @@ def agree(strategy: tf.distribute.Strategy, number: int) -> bool:
 
 def _create(name: str) -> tf.distribute.Strategy:
     if name == "multi_worker":
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        except _PEER_ERRORS as error:
+            raise UserError(
+                f"the workers of {_TF_CONFIG} do not find each other ({one_line(error)[:200]}); start the command on "
+                "all of them, and open their ports"
+            ) from error
     devices = [device.name for device in _devices()]
     if name == "one_device":
         return tf.distribute.OneDeviceStrategy(devices[0])
@@ -138,18 +150,22 @@ def _create(name: str) -> tf.distribute.Strategy:
 
 
 def _devices() -> list[tf.config.LogicalDevice]:
-    """All GPUs, or else all CPUs.
+    """All GPUs, or else all CPUs."""
+    return tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+
+
+def _check_gpus() -> None:
+    """Training on the CPU unasked would take a hundred times as long.
 
     Raises:
         UserError: there is a GPU that TensorFlow cannot use.
     """
-    gpus = tf.config.list_logical_devices("GPU")
-    if not gpus and os.path.exists(_NVIDIA_DEVICE) and "CUDA_VISIBLE_DEVICES" not in os.environ:
+    there = os.path.exists(_NVIDIA_DEVICE) and "CUDA_VISIBLE_DEVICES" not in os.environ
+    if there and not tf.config.list_physical_devices("GPU"):
         raise UserError(
             f"this machine has an NVIDIA device ({_NVIDIA_DEVICE}) but TensorFlow finds no GPU: install its CUDA "
             "libraries with 'make gpu', or set CUDA_VISIBLE_DEVICES= to train on the CPU"
         )
-    return gpus or tf.config.list_logical_devices("CPU")
 
 
 def _workers() -> int:

@@ -29,6 +29,7 @@ from trainer.stopping import Stop, StopRequest
 from trainer.summaries import Summaries, Validation
 
 _LOGGER = logging.getLogger(__name__)
+_MOST_LEFT_OUT = 30  # steps in a row, in which the loss's scale falls from its largest to nothing
 
 
 @dataclasses.dataclass
@@ -42,13 +43,17 @@ class TrainState:
 
 
 class _Window:
-    """Some steps that are recorded together, and the time that they took."""
+    """Some steps that are recorded together, and the time that they took.
 
-    def __init__(self) -> None:
+    Args:
+        start: when it begins, by `time.monotonic`; where the one before ended, so that recording it counts too.
+    """
+
+    def __init__(self, start: float) -> None:
         self.steps = 0
         self.measures: list[Measures] = []
         self.waited = self.seconds = 0.0
-        self._start = time.monotonic()
+        self._start = start
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -64,9 +69,18 @@ class _Window:
         self.measures.append(measures)
         self.steps += count
 
-    def end(self) -> None:
-        """All steps have ended."""
-        self.seconds = time.monotonic() - self._start
+    @contextlib.contextmanager
+    def left_out(self) -> Iterator[None]:
+        """The block does not count."""
+        start = time.monotonic()
+        yield
+        self._start += time.monotonic() - start
+
+    def end(self) -> float:
+        """All steps have ended; when."""
+        now = time.monotonic()
+        self.seconds = now - self._start
+        return now
 
 
 def _passes(before: int, after: int, every: int) -> bool:
@@ -93,14 +107,16 @@ class Run:
         self._strategy = strategy
         self._state = state
         self._saved = state.step
+        self._left_out = 0  # steps in a row whose gradients were not finite
         self._hosts = replicas.hosts(strategy)
         self._is_chief = replicas.is_chief(strategy)
         self._checkpoints = checkpoints
         self._summaries = summaries
         self._stop = stop
         self._features = features
+        memory = config.input_memory_mib << 20
         self._batches = Batches(
-            dataset, config.batch_size, features, config.input_memory_mib << 20, config.deterministic
+            dataset, config.batch_size, features, memory, config.deterministic, config.steps_per_call
         )
         layout = example.layout(dataset.manifest.layout)
         self._steps = Steps(strategy, state.model, state.optimizer, layout, config)
@@ -145,15 +161,15 @@ class Run:
     def _train_epoch(self, batches: Iterator[Batch], title: str) -> None:
         """Trains to the end of an epoch. Measures stay on the device for a while: reading one waits for its step."""
         state, config, end = self._state, self._config, self._steps_per_epoch
-        window, losses = _Window(), []
-        done, start = state.step % end, time.monotonic()
+        start, losses = time.monotonic(), []
+        done, window = state.step % end, _Window(start)
         with tqdm(total=end, initial=done, desc=title, unit="step", disable=None) as bar:
             while done < end:
                 count = min(config.steps_per_call, end - done)
-                self._profiler.before(state.step + 1)
+                self._profiler.before(state.step + 1, state.step + count)
                 with window.waiting():
-                    some = [next(batches) for _ in range(count)]
-                measures = self._steps.train(some, self._asked())
+                    call = [next(batches) for _ in range(count)]
+                measures = self._steps.train(call, self._asked())
                 before, done, state.step = done, done + count, state.step + count
                 window.add(measures, count)
                 self._profiler.after(state.step, measures.loss)
@@ -161,14 +177,16 @@ class Run:
                 saves = _passes(state.step - count, state.step, config.steps_per_checkpoint)
                 # Before the state is saved: one that is no longer finite must not be.
                 if stops or saves or done == end or _passes(before, done, config.steps_per_log):
-                    losses += self._record(window)
-                    bar.set_postfix_str(f"loss {losses[-1]:.5f}, {self._rate(window):.1f} images/s", refresh=False)
+                    values, ended = self._record(window)
+                    bar.set_postfix_str(f"loss {values[-1]:.5f}, {self._rate(window):.1f} images/s", refresh=False)
                     bar.update(window.steps)
-                    window = _Window()
+                    losses += values
+                    window = _Window(ended)
                 if stops:
                     raise Stop
                 if saves:
-                    self.save()
+                    with window.left_out():
+                        self.save()
         rate = len(losses) * config.batch_size / (time.monotonic() - start)
         mean = sum(losses) / len(losses)
         _LOGGER.info("%s: step %d, mean loss %.5f, %.1f images/s", title, state.step, mean, rate)
@@ -177,19 +195,20 @@ class Run:
         """Images per second."""
         return window.steps * self._config.batch_size / window.seconds
 
-    def _record(self, window: "_Window") -> list[float]:
-        """Fetches what is known of the last steps, writes it, and hands back their losses."""
+    def _record(self, window: "_Window") -> tuple[list[float], float]:
+        """Fetches what is known of the last steps and writes it; their losses, and when they had ended."""
         measures = [Measures(*(part.numpy() for part in each)) for each in window.measures]
-        window.end()  # reading them has waited for the last step
+        ended = window.end()  # reading them has waited for the last step
         losses, norms, rates = (np.concatenate(each).tolist() for each in list(zip(*measures, strict=True))[:3])
         first = self._state.step - window.steps + 1
         for step, loss, norm, rate in zip(itertools.count(first), losses, norms, rates):
             self._check_finite(step, "loss", loss)
-            if self._config.precision != FLOAT16:  # where such a step is left out
+            self._left_out = 0 if math.isfinite(norm) else self._left_out + 1
+            if self._left_out > (_MOST_LEFT_OUT if self._config.precision == FLOAT16 else 0):
                 self._check_finite(step, "norm of the gradient", norm)
             self._summaries.training(step, loss, rate, norm)
         self._summaries.speed(self._state.step, self._rate(window), window.waited / window.seconds)
-        return losses
+        return losses, ended
 
     def _check_finite(self, step: int, name: str, value: float) -> None:
         """Stops the run at a step that would spoil its weights.
@@ -216,10 +235,12 @@ class Run:
         """Saves the state, says what it is worth, and shows pictures."""
         self.save()
         loss = self._validate() if self._has_validation else None
-        if self._is_chief:
-            if loss is not None:
-                self._checkpoints.record(self._state.step, loss)
-            self._show_panel()
+        if not self._is_chief:
+            return
+        self._show_panel()
+        self._summaries.flush()
+        if loss is not None:
+            self._checkpoints.record(self._state.step, loss)  # last: an epoch that has this is not looked at again
 
     def save(self) -> None:
         """Saves the state, unless it is saved already."""
@@ -259,4 +280,3 @@ class Run:
             batch = next(iter(examples.batch(pictures)))
             shown = {name: values for name, values in batch.items() if values.dtype == tf.float32}
             self._summaries.panel(self._state.step, self._steps.draw(shown))
-        self._summaries.flush()

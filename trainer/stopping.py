@@ -51,8 +51,9 @@ def stop_request() -> Iterator[StopRequest]:
         for each, handler in before.items():
             signal.signal(each, handler)
 
-    heard = [each for each in _HEARD if signal.getsignal(each) is not signal.SIG_IGN]  # nohup
-    before = {number: signal.signal(number, note) for number in heard}
+    before = {each: handler for each in _HEARD if (handler := signal.getsignal(each)) is not signal.SIG_IGN}  # nohup
+    for number in before:
+        signal.signal(number, note)
     try:
         yield request
     finally:
