@@ -279,6 +279,7 @@ def test_a_run_goes_on_with_features_made_meanwhile(folder, config, tmp_path, mo
     assert len(state.validation_losses) == 1
 
 
+@pytest.mark.slow
 def test_killed_at_any_write_the_manifest_names_what_is_there(embedded, config, monkeypatch):
     """With features of another extractor in place, at every file that the job writes, before and after."""
     rename, whole = FileSystems.rename, content(embedded)

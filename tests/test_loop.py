@@ -52,6 +52,7 @@ def one_and_two_replicas(config, dataset, two_replicas, tmp_path):
     return one, two
 
 
+@pytest.mark.slow
 def test_two_replicas_equal_one_over_200_steps(config, compact_dataset, two_replicas, tmp_path):
     """In float32 they part by rounding, 1e-7 in the first step, which training at a rate of 1e-3 (but not at the lower
     ones taken here) amplifies to 1e-3 within a hundred steps, as it would any other rounding."""
@@ -109,7 +110,13 @@ def ask_to_stop(monkeypatch, method, call, number=signal.SIGTERM):
 
 @pytest.mark.parametrize(
     ("replicas", "method", "call", "stops_at"),
-    [(1, "train", 1, 1), (1, "train", 30, 30), (2, "train", 30, 30), (1, "validate", 1, 21), (1, "validate", 5, 42)],
+    [
+        (1, "train", 1, 1),
+        (1, "train", 30, 30),
+        pytest.param(2, "train", 30, 30, marks=pytest.mark.slow),
+        (1, "validate", 1, 21),
+        (1, "validate", 5, 42),
+    ],
 )
 def test_told_to_stop_and_resumed_ends_as_if_nothing_had_been(
     config, compact_dataset, two_replicas, tmp_path, monkeypatch, whole_runs, replicas, method, call, stops_at

@@ -65,7 +65,7 @@ def test_several_steps_in_a_call_are_the_same_steps(config, compact_dataset):
         np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_accumulated_parts_are_one_batch(config, compact_dataset, two_replicas, replicas):
     strategy = two_replicas if replicas == 2 else ONE
     whole = Trained(config, compact_dataset, strategy)
@@ -73,12 +73,14 @@ def test_accumulated_parts_are_one_batch(config, compact_dataset, two_replicas, 
     assert_same(whole, Trained(config, compact_dataset, strategy), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_xla_computes_the_same(config, compact_dataset, two_replicas):
     plain = Trained(config, compact_dataset, two_replicas)
     config.xla = True
     assert_same(plain, Trained(config, compact_dataset, two_replicas), rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision(config, compact_dataset, two_replicas, precision):
     """Weights and colors are float32, what is between them is not; losses are nearly the same."""

@@ -39,6 +39,7 @@ def small_data(pictures, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_two_virtual_replicas_with_the_real_extractor(small_data, tmp_path):
     result = train(f"--data={small_data}", f"--workdir={tmp_path}/run", "--virtual_replicas=2")
     assert result.returncode == 0, result.stderr
