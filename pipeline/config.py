@@ -47,7 +47,7 @@ def check_names(config: ConfigDict, names: Iterable[str]) -> None:
     Raises:
         UserError: the first of them, with a field that resembles it.
     """
-    known = _fields(config)
+    known = fields(config)
     for name in names:
         if name in known:
             continue
@@ -67,22 +67,22 @@ def check(config: ConfigDict, origin: str) -> None:
     Raises:
         UserError: a field that is missing or of another type, or a seed out of range.
     """
-    fields, recipe = _fields(config), _fields(koalarization.get_config())
-    if missing := [name for name in recipe if name not in fields]:
+    own, recipe = fields(config), fields(koalarization.get_config())
+    if missing := [name for name in recipe if name not in own]:
         raise UserError(f"{origin} has no field '{missing[0]}'; start from configs/koalarization.py")
     for name, example in recipe.items():
-        if not _alike(fields[name], example):
-            raise UserError(f"{name} is {fields[name]!r} in {origin}; give a value like {example!r}")
+        if not _alike(own[name], example):
+            raise UserError(f"{name} is {own[name]!r} in {origin}; give a value like {example!r}")
     if not 0 <= config.seed <= _LARGEST_SEED:
         raise UserError(f"seed is {config.seed}; choose a whole number from 0 to {_LARGEST_SEED}")
 
 
-def _fields(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+def fields(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     """The values by name, those of a section as `section.field`."""
-    fields: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in config.items():
-        fields |= _fields(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else {prefix + name: value}
-    return fields
+        values |= fields(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else {prefix + name: value}
+    return values
 
 
 def _alike(value: Any, example: Any) -> bool:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from tensorboard.plugins.hparams import api as hparams
 
 from pipeline import color_tf
+from pipeline.config import fields
 from trainer import files
 
 _FOLDER = "tensorboard"
@@ -65,8 +66,9 @@ class Summaries:
 
     def config(self, config: ConfigDict, text: str) -> None:
         """Shows the resolved configuration: as hyperparameters, and as JSON."""
-        fields = {name: value for name, value in _flatten(config).items() if not name.startswith("dataset.")}
-        shown = {name: value for name, value in fields.items() if isinstance(value, bool | int | float | str)}
+        of_run = {name: value for name, value in fields(config).items() if not name.startswith("dataset.")}
+        texts = {name: str(value) for name, value in of_run.items() if isinstance(value, tuple | list)}
+        shown = {name: value for name, value in (of_run | texts).items() if isinstance(value, bool | int | float | str)}
         with self._writer.as_default():
             tf.summary.text("config", f"```json\n{text}\n```", 0)
             hparams.hparams(shown)
@@ -119,17 +121,6 @@ def side_by_side(lightness: tf.Tensor, predicted_ab: tf.Tensor, true_ab: tf.Tens
     """
     colors = (tf.zeros_like(true_ab), predicted_ab, true_ab)
     return tf.concat([color_tf.normalized_to_rgb(lightness, ab) for ab in colors], axis=2)
-
-
-def _flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
-    """The values by name; tuples as text."""
-    values: dict[str, object] = {}
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            values |= _flatten(value, f"{prefix}{name}.")
-        else:
-            values[prefix + name] = str(value) if isinstance(value, tuple | list) else value
-    return values
 
 
 def _peak_memory() -> float:
