@@ -20,25 +20,17 @@ them in it. CPU time is that of the last. The ways that compute take few picture
 """
 
 import functools
-import json
 import logging
 import os
-import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
 from beam_jobs import preprocess
-from benchmarks import peers
-from benchmarks.preprocess import jpegs
+from benchmarks import harness, peers
 from pipeline import cli, example, manifest, tfrecord
-from pipeline.errors import UserError
 
 _LOGGER = logging.getLogger("benchmarks.input")
 _BATCH = 32
@@ -47,40 +39,8 @@ _COMPUTED = 128  # pictures of the ways that compute
 _CHUNK = 1 << 20
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs all ways, or within a process of its own one of them."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("pictures", None, "A folder of JPEGs; else cut from photographs.", flag_values=values)
-    flags.DEFINE_integer("repetitions", 3, "How often each way runs.", flag_values=values)
-    flags.DEFINE_enum("way", None, list(_WAYS), "Runs one way alone and prints its figures.", flag_values=values)
-    flags.DEFINE_string("work", None, "The folder that a single way reads from.", flag_values=values)
-    cli.parse(values, argv, __doc__)
-    if values.way:
-        print(json.dumps(_measure(values.way, Path(values.work))))
-    else:
-        compare(Path(values.pictures) if values.pictures else None, values.repetitions)
-
-
-def compare(folder: Path | None, repetitions: int) -> None:
-    """Stores the pictures in every way, reads them in turn, and prints a table."""
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        _store(list(jpegs(folder)), work)
-        runs: dict[str, list[dict[str, float]]] = {way: [] for way in _WAYS}
-        for repetition in range(repetitions):
-            for way in _WAYS:
-                _LOGGER.info("repetition %d of %d: %s", repetition + 1, repetitions, way)
-                command = [sys.executable, "-m", "benchmarks.input", f"--way={way}", f"--work={work}"]
-                result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                runs[way].append(json.loads(result.stdout.splitlines()[-1]))
-        count = manifest.read(str(work / "full")).splits["train"].examples
-    _print_table(runs, count, repetitions)
-
-
 def _store(pictures: list[bytes], work: Path) -> None:
     """Makes the datasets of both layouts, and of the full one those of the peers."""
-    if not pictures:
-        raise UserError("--pictures holds no picture")
     (work / "jpegs").mkdir()
     for copy in range(_COPIES):
         for number, data in enumerate(pictures):
@@ -107,15 +67,15 @@ def _examples(folder: Path) -> Iterator[tuple[str, peers.Tensors]]:
                 yield found.key, {name: tensor.astype(np.float16) for name, tensor in found.tensors.items()}
 
 
-def _measure(way: str, work: Path) -> dict[str, float]:
+def _measure(way: str, work: Path) -> harness.Figures:
     source, read = _WAYS[way]
     figures = {"pictures": float(sum(read(work / source)))}  # warms up
     for state in ("cold", "warm"):
         if state == "cold":
             _drop(work / source)
-        start, before = time.monotonic(), _cpu_seconds()
+        start, before = time.monotonic(), harness.cpu_seconds()
         found = sum(read(work / source))
-        figures[f"{state}_seconds"], figures[f"{state}_cpu"] = time.monotonic() - start, _cpu_seconds() - before
+        figures[f"{state}_seconds"], figures[f"{state}_cpu"] = time.monotonic() - start, harness.cpu_seconds() - before
         assert found == figures["pictures"]
     return figures
 
@@ -127,11 +87,6 @@ def _drop(folder: Path) -> None:
             with open(path, "rb") as file:
                 os.fsync(file)
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _cpu_seconds() -> float:
-    times = os.times()
-    return times.user + times.system
 
 
 def _read(folder: Path) -> Iterator[int]:
@@ -228,22 +183,19 @@ _WAYS: dict[str, tuple[str, Callable[[Path], Iterator[int]]]] = {
 }
 
 
-def _print_table(runs: dict[str, list[dict[str, float]]], count: int, repetitions: int) -> None:
-    median = {way: {name: statistics.median(run[name] for run in own) for name in own[0]} for way, own in runs.items()}
-    cold = {way: own["pictures"] / own["cold_seconds"] for way, own in median.items()}
-    warm = {way: own["pictures"] / own["warm_seconds"] for way, own in median.items()}
-    cpu = {way: own["warm_cpu"] / own["pictures"] * 1e3 for way, own in median.items()}
-    print(
-        f"{count} pictures, batches of {_BATCH}; {os.cpu_count()} cores; medians of {repetitions}\n\n"
-        "| way | images/s from the disk | of the limit | images/s from memory | CPU ms per picture | of `full` |\n"
-        "|---|---|---|---|---|---|"
-    )
-    for way in runs:
-        print(
+def _table(medians: dict[str, harness.Figures], work: Path) -> Iterator[str]:
+    cold = {way: figures["pictures"] / figures["cold_seconds"] for way, figures in medians.items()}
+    warm = {way: figures["pictures"] / figures["warm_seconds"] for way, figures in medians.items()}
+    cpu = {way: figures["warm_cpu"] / figures["pictures"] * 1e3 for way, figures in medians.items()}
+    yield "| way | images/s from the disk | of the limit | images/s from memory | CPU ms per picture | of `full` |"
+    yield "|---|---|---|---|---|---|"
+    for way in medians:
+        yield (
             f"| {way} | {cold[way]:.0f} | {cold[way] / cold['read']:.2f} | {warm[way]:.0f} | {cpu[way]:.2f} | "
             f"{cpu[way] / cpu['full']:.2f} |"
         )
 
 
 if __name__ == "__main__":
-    cli.launch(main)
+    benchmark = harness.Benchmark("benchmarks.input", __doc__, list(_WAYS), _store, _measure, _table)
+    cli.launch(benchmark.main)

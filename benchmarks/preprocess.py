@@ -1,6 +1,6 @@
 """How fast pictures become shards, against what cannot be avoided and against the usual ways.
 
-    python -m benchmarks.preprocess --pictures=FOLDER --repetitions=5
+    python -m benchmarks.preprocess --pictures=FOLDER --repetitions=3
 
 | way           | what it does                                                                                |
 |---------------|---------------------------------------------------------------------------------------------|
@@ -20,13 +20,8 @@ first keeps all tensors in memory, and the second is slow.
 """
 
 import itertools
-import json
-import logging
-import os
 import resource
 import statistics
-import subprocess
-import sys
 import tarfile
 import tempfile
 import time
@@ -35,54 +30,24 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from absl import flags
-from PIL import Image
 
 from beam_jobs import blocks, preprocess, runner, shard_writer
 from beam_jobs.sources import list_pictures, parse_source
 from beam_jobs.spec import DatasetSpec
+from benchmarks import harness
 from configs import koalarization
 from pipeline import cli, example, image, tensors
-from pipeline.errors import UserError
 from pipeline.image import ResizeMode
 from tools import photographs
 
-_LOGGER = logging.getLogger("benchmarks.preprocess")
 _SHARDS = 18
 _COPIES = 8  # of each picture, so that the second that a job takes to start does not count for much
 _LAYOUT = example.layout("full")
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs all ways, or within a process of its own one of them."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("pictures", None, "A folder of JPEGs; else cut from photographs.", flag_values=values)
-    flags.DEFINE_integer("repetitions", 5, "How often each way runs.", flag_values=values)
-    flags.DEFINE_enum("way", None, list(_WAYS), "Runs one way alone and prints its figures.", flag_values=values)
-    flags.DEFINE_string("archive", None, "The tar that a single way reads.", flag_values=values)
-    cli.parse(values, argv, __doc__)
-    if values.way:
-        print(json.dumps(_measure(_WAYS[values.way], Path(values.archive))))
-    else:
-        compare(Path(values.pictures) if values.pictures else None, values.repetitions)
-
-
-def compare(folder: Path | None, repetitions: int) -> None:
-    """Runs every way in turn and prints a table."""
-    with tempfile.TemporaryDirectory() as work:
-        pictures = list(jpegs(folder))
-        if not pictures:
-            raise UserError(f"--pictures={folder} holds no picture")
-        few, many = Path(work) / "few.tar", Path(work) / "many.tar"
-        _pack(few, pictures)
-        _pack(many, pictures * _COPIES)
-        runs: dict[str, list[dict[str, float]]] = {way: [] for way in _WAYS}
-        for repetition in range(repetitions):
-            for way in _WAYS:
-                _LOGGER.info("repetition %d of %d: %s", repetition + 1, repetitions, way)
-                runs[way].append(_run_alone(way, few if way in _USUAL else many))
-        shuffled = _shuffled(many)
-    _print_table(runs, len(pictures), sum(map(len, pictures)), repetitions, shuffled)
+def _store(pictures: list[bytes], work: Path) -> None:
+    _pack(work / "few.tar", pictures)
+    _pack(work / "many.tar", pictures * _COPIES)
 
 
 def _shuffled(archive: Path) -> dict[str, float]:
@@ -104,37 +69,18 @@ def _pack(archive: Path, pictures: Sequence[bytes]) -> None:
             photographs.add_member(tar, f"ILSVRC2012_val_{number:08d}.JPEG", data)
 
 
-def jpegs(folder: Path | None) -> Iterator[bytes]:
-    """The files of a folder; without one, pictures that are cut from photographs."""
-    if folder is not None:
-        yield from (path.read_bytes() for path in sorted(folder.iterdir()))
-        return
-    generator = np.random.default_rng(1)
-    for _, photograph in photographs.photographs():
-        for _ in range(6):  # 12 of each of 8
-            for cut in photographs.cut(photograph, generator)[0]:
-                yield photographs.jpeg(Image.fromarray(cut).resize((500, 375)))  # ImageNet's median
-
-
-def _run_alone(way: str, archive: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.preprocess", f"--way={way}", f"--archive={archive}"]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-def _measure(way: Callable[[Path, Path], None], archive: Path) -> dict[str, float]:
+def _measure(way: str, work: Path) -> harness.Figures:
     cv2.setNumThreads(1)
-    with tempfile.TemporaryDirectory(dir=archive.parent) as output:
-        start, before = time.monotonic(), _cpu_seconds()
-        way(archive, Path(output))
-        seconds, cpu = time.monotonic() - start, _cpu_seconds() - before
+    with tempfile.TemporaryDirectory(dir=work) as output:
+        start, before = time.monotonic(), harness.cpu_seconds()
+        _WAYS[way](_archive(way, work), Path(output))
+        seconds, cpu = time.monotonic() - start, harness.cpu_seconds() - before
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {"seconds": seconds, "cpu": cpu, "peak_mb": peak / 1024}
 
 
-def _cpu_seconds() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+def _archive(way: str, work: Path) -> Path:
+    return work / ("few.tar" if way in _USUAL else "many.tar")
 
 
 def _pictures(archive: Path) -> Iterator[tuple[str, bytes]]:
@@ -228,22 +174,20 @@ _LOOPS = ("floor", "conversion", "write")
 _USUAL = ("usual shards", "usual Lab")
 
 
-def _print_table(
-    runs: dict[str, list[dict[str, float]]], count: int, size: int, repetitions: int, shuffled: dict[str, float]
-) -> None:
-    median = {way: {name: statistics.median(run[name] for run in own) for name in own[0]} for way, own in runs.items()}
-    pictures = {way: count if way in _USUAL else count * _COPIES for way in runs}
-    cpu = {way: own["cpu"] / pictures[way] for way, own in median.items()}
-    print(
-        f"{count} JPEGs, {size / count / 1e3:.0f} kB each; {os.cpu_count()} cores; medians of {repetitions}\n\n"
-        "| way | CPU ms per picture | of the floor | images/s | peak MB | bytes shuffled |\n|---|---|---|---|---|---|"
-    )
-    for way, own in median.items():
-        print(
-            f"| {way} | {cpu[way] * 1e3:.2f} | {cpu[way] / cpu['floor']:.2f} | {pictures[way] / own['seconds']:.0f} | "
-            f"{own['peak_mb']:.0f} | {f'{shuffled[way]:.0f}' if way in shuffled else ''} |"
+def _table(medians: dict[str, harness.Figures], work: Path) -> Iterator[str]:
+    counts = {way: sum(1 for _ in list_pictures(parse_source(f"imagenet:{_archive(way, work)}"))) for way in medians}
+    cpu = {way: figures["cpu"] / counts[way] for way, figures in medians.items()}
+    shuffled = _shuffled(work / "many.tar")
+    yield "| way | CPU ms per picture | of the floor | images/s | peak MB | bytes shuffled |"
+    yield "|---|---|---|---|---|---|"
+    for way, figures in medians.items():
+        yield (
+            f"| {way} | {cpu[way] * 1e3:.2f} | {cpu[way] / cpu['floor']:.2f} | "
+            f"{counts[way] / figures['seconds']:.0f} | {figures['peak_mb']:.0f} | "
+            f"{f'{shuffled[way]:.0f}' if way in shuffled else ''} |"
         )
 
 
 if __name__ == "__main__":
-    cli.launch(main)
+    benchmark = harness.Benchmark("benchmarks.preprocess", __doc__, list(_WAYS), _store, _measure, _table)
+    cli.launch(benchmark.main)

@@ -16,26 +16,19 @@ of its own, in turn, as often as asked; medians over steps and then over runs ar
 every step, and waits for each to end, as the bare one does.
 """
 
-import json
-import logging
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from absl import flags
 from ml_collections import ConfigDict
 
 from beam_jobs import embed, preprocess
-from benchmarks.preprocess import jpegs
+from benchmarks import harness
 from configs import koalarization
-from pipeline import cli, tfrecord
+from pipeline import cli
 
-_LOGGER = logging.getLogger("benchmarks.train")
 _BATCH = 4
 _STEPS = 24  # an epoch: of the 96 pictures that are cut from photographs
 _WARMING = 4
@@ -50,45 +43,20 @@ _WAYS = {  # bare or not, stored features, replicas
 }
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs all ways, or within a process of its own one of them."""
-    values = flags.FlagValues()
-    flags.DEFINE_integer("repetitions", 3, "How often each way runs.", flag_values=values)
-    flags.DEFINE_enum("way", None, list(_WAYS), "Runs one way alone and prints its figures.", flag_values=values)
-    flags.DEFINE_string("work", None, "The folder that a single way works in.", flag_values=values)
-    cli.parse(values, argv, __doc__)
-    if values.way:
-        bare, features, replicas = _WAYS[values.way]
-        config = _config(features)
-        data = Path(values.work) / "data"
-        print(json.dumps(_bare(config, data) if bare else _loop(config, data, replicas)))
-    else:
-        compare(values.repetitions)
-
-
-def compare(repetitions: int) -> None:
-    """Makes a dataset with features, trains on it in every way in turn, and prints a table."""
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        _store(work)
-        runs: dict[str, list[dict[str, float]]] = {way: [] for way in _WAYS}
-        for repetition in range(repetitions):
-            for way in _WAYS:
-                _LOGGER.info("repetition %d of %d: %s", repetition + 1, repetitions, way)
-                command = [sys.executable, "-m", "benchmarks.train", f"--way={way}", f"--work={work}"]
-                result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                runs[way].append(json.loads(result.stdout.splitlines()[-1]))
-    _print_table(runs, repetitions)
-
-
-def _store(work: Path) -> None:
+def _store(pictures: list[bytes], work: Path) -> None:
     (work / "jpegs").mkdir()
-    for number, data in enumerate(jpegs(None)):
+    for number, data in enumerate(pictures):
         (work / f"jpegs/{number:03d}.jpg").write_bytes(data)
     options = ["--config.dataset.train_shards=4", "--config.dataset.validation_fraction=0"]
     options += ["--config.dataset.filters.min_lightness=0", f"--source=images:{work}/jpegs", f"--output={work}/data"]
     preprocess.main(["preprocess", *_OPTIONS, *options])
     embed.main(["embed", *_OPTIONS, f"--data={work}/data"])
+
+
+def _measure(way: str, work: Path) -> harness.Figures:
+    bare, features, replicas = _WAYS[way]
+    config = _config(features)
+    return _bare(config, work / "data") if bare else _loop(config, work / "data", replicas)
 
 
 def _config(features: bool) -> ConfigDict:
@@ -102,7 +70,7 @@ def _config(features: bool) -> ConfigDict:
     return config
 
 
-def _bare(config: ConfigDict, data: Path) -> dict[str, float]:
+def _bare(config: ConfigDict, data: Path) -> harness.Figures:
     from trainer import models  # isort: skip  # before TensorFlow, whose noise it keeps back
     import keras
     import tensorflow as tf
@@ -136,7 +104,7 @@ def _bare(config: ConfigDict, data: Path) -> dict[str, float]:
     return {"seconds": statistics.median(seconds[_WARMING:]), "waiting": 0.0}
 
 
-def _loop(config: ConfigDict, data: Path, count: int) -> dict[str, float]:
+def _loop(config: ConfigDict, data: Path, count: int) -> harness.Figures:
     from trainer import loop, replicas  # isort: skip  # before TensorFlow, whose noise it keeps back
     import tensorflow as tf
 
@@ -152,28 +120,23 @@ def _loop(config: ConfigDict, data: Path, count: int) -> dict[str, float]:
 
 def _scalars(workdir: Path, tag: str) -> list[float]:
     import tensorflow as tf
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    (path,) = (workdir / "tensorboard").glob("events*")
-    with open(path, "rb") as file:
-        found = [tf.compat.v1.Event.FromString(record) for record in tfrecord.read(file)]
-    values = [value for event in found for value in event.summary.value if value.tag == tag]
-    return [float(tf.make_ndarray(value.tensor)) for value in values]
+    events = EventAccumulator(str(workdir / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+    return [float(tf.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)]
 
 
-def _print_table(runs: dict[str, list[dict[str, float]]], repetitions: int) -> None:
-    median = {way: {name: statistics.median(run[name] for run in own) for name in own[0]} for way, own in runs.items()}
-    print(
-        f"batches of {_BATCH}; {os.cpu_count()} cores; medians of {repetitions}\n\n"
-        "| way | ms per step | of the bare step | of the loop with the extractor | waiting for data |\n"
-        "|---|---|---|---|---|"
-    )
-    for way, own in median.items():
-        bare = median["bare, features" if _WAYS[way][1] else "bare"]["seconds"]
-        print(
-            f"| {way} | {own['seconds'] * 1e3:.0f} | {own['seconds'] / bare:.3f} | "
-            f"{own['seconds'] / median['loop']['seconds']:.2f} | {own['waiting']:.2%} |"
+def _table(medians: dict[str, harness.Figures], work: Path) -> Iterator[str]:
+    yield "| way | ms per step | of the bare step | of the loop with the extractor | waiting for data |"
+    yield "|---|---|---|---|---|"
+    for way, figures in medians.items():
+        bare = medians["bare, features" if _WAYS[way][1] else "bare"]["seconds"]
+        yield (
+            f"| {way} | {figures['seconds'] * 1e3:.0f} | {figures['seconds'] / bare:.3f} | "
+            f"{figures['seconds'] / medians['loop']['seconds']:.2f} | {figures['waiting']:.2%} |"
         )
 
 
 if __name__ == "__main__":
-    cli.launch(main)
+    benchmark = harness.Benchmark("benchmarks.train", __doc__, list(_WAYS), _store, _measure, _table)
+    cli.launch(benchmark.main)
