@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python -m
 DEMO := demo
 
-.PHONY: setup gpu demo engines flink test test-slow test-engines test-browser browser tensorboard bench-preprocess bench-input bench-train lint format lock proto clean
+.PHONY: setup gpu demo engines flink test test-slow test-engines test-browser browser tensorboard bench-preprocess bench-input bench-train lint format lock clean
 
 setup: .venv/.complete
 
@@ -109,9 +109,6 @@ lock: setup
 	$(COMPILE) --extra worker --extra trainer --extra inspect --extra test --extra dev -o requirements.lock
 	$(COMPILE) --extra worker --extra trainer --extra gpu -c requirements.lock -o requirements-gpu.lock
 	$(COMPILE) --extra worker --extra trainer --extra bench -c requirements.lock -o requirements-bench.lock
-
-proto: setup
-	$(RUN) grpc_tools.protoc -I. --python_out=. --pyi_out=. pipeline/example.proto
 
 clean:
 	rm -rf $(DEMO) .venv

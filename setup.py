@@ -4,13 +4,12 @@ from setuptools import find_packages, setup
 
 CORE = [
     "absl-py>=2.1,<3",
-    "google-crc32c>=1.6,<2",
+    "crc32c>=2.7,<3",  # takes any memory, and leaves other threads alone
     "ml-collections>=1.0,<2",
     "msgspec>=0.19,<0.23",
     "numpy>=2.1,<3",
     "opencv-python-headless>=5,<6",  # the first that writes float16
     "pillow>=11,<13",
-    "protobuf>=6.31,<7",
     "tqdm>=4.66,<5",
 ]
 # Workers and submitter must run the same minor version of Beam.
@@ -24,6 +23,7 @@ TRAINER = [
 INSPECT = ["matplotlib>=3.9,<4"]
 GPU = ["tensorflow[and-cuda]>=2.21,<2.22; sys_platform == 'linux'"]
 TEST = [
+    "google-crc32c>=1.6,<2",  # a second opinion
     "pytest>=8.3,<10",
     "hypothesis>=6.100,<7",
     "scikit-image>=0.25,<0.27",
@@ -38,7 +38,6 @@ BENCH = [
     "webdataset>=1,<2",
 ]
 DEV = [
-    "grpcio-tools>=1.76,<1.81",  # writes protobuf 6.31 code, which every protobuf that TensorFlow allows can load
     "mypy>=1.14,<3",
     "ruff>=0.9,<0.18",
     "uv>=0.5,<0.14",

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import apache_beam as beam
-import google_crc32c
 from apache_beam.io.filesystems import FileSystems
+from crc32c import crc32c
 
 from beam_jobs import blocks, index, sources, storage
 from beam_jobs.blocks import Placed
@@ -115,7 +115,7 @@ def _write_rejects(summaries: Iterable[ShardSummary], output: str) -> FileInfo:
             for reject in report.rejects:
                 line = json.dumps({"split": report.shard.split, **dataclasses.asdict(reject)}).encode() + b"\n"
                 file.write(line)
-                size, crc = size + len(line), google_crc32c.extend(crc, line)
+                size, crc = size + len(line), crc32c(line, crc)
     return FileInfo(manifest.REJECTS_FILE_NAME, size, f"{crc:08x}")
 
 

@@ -1,7 +1,7 @@
 """Other libraries that store the same tensors and read them in batches, each as its documentation shows it.
 
-Every writer takes examples, the keys and tensors that are to be stored, and a folder; every reader goes over all of
-them once, in shuffled batches of NumPy arrays or tensors as they are stored, and yields the number of each batch.
+Every writer takes examples, the keys and tensors that are to be stored, and a folder; every reader goes over them again
+and again, in shuffled batches of NumPy arrays or tensors as they are stored, and yields how many each batch has.
 """
 
 import os
@@ -39,7 +39,7 @@ def read_tfds(folder: Path, batch_size: int) -> Iterator[int]:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder("tensors", data_dir=str(folder))
-    batches = builder.as_dataset(split="train", shuffle_files=True).batch(batch_size, drop_remainder=True)
+    batches = builder.as_dataset(split="train", shuffle_files=True).repeat().batch(batch_size, drop_remainder=True)
     for batch in batches.prefetch(tf.data.AUTOTUNE):
         yield len(batch["l_224"])
 
@@ -72,7 +72,7 @@ def read_grain(folder: Path, batch_size: int) -> Iterator[int]:
 
     source = grain.sources.ArrayRecordDataSource([str(path) for path in sorted(folder.iterdir())])
     options = grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=64)
-    batches = grain.MapDataset.source(source).shuffle(seed=1).map(parse).to_iter_dataset(options)
+    batches = grain.MapDataset.source(source).shuffle(seed=1).repeat().map(parse).to_iter_dataset(options)
     for batch in batches.batch(batch_size, drop_remainder=True):
         yield len(batch["l_224"])
 
@@ -95,7 +95,7 @@ def read_webdataset(folder: Path, batch_size: int) -> Iterator[int]:
     import webdataset
 
     urls = [str(path) for path in sorted(folder.iterdir())]
-    stored = webdataset.WebDataset(urls, shardshuffle=_SHARDS, seed=1, empty_check=False)
+    stored = webdataset.WebDataset(urls, shardshuffle=_SHARDS, seed=1, empty_check=False).repeat()
     arrays = stored.decode().to_tuple(*(f"{name}.npy" for name in _SHAPES))
     for batch in arrays.batched(batch_size, partial=False):
         yield len(batch[0])

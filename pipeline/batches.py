@@ -1,29 +1,36 @@
 """Streams the batches of a dataset with tf.data, each host its share, in an order that `pipeline.order` decides.
 
-Each lane of the order has a reader of its own, which works ahead by a few records. How much the whole stream may hold
-is a budget in bytes: what the lanes leave of it, prefetched batches fill.
+Records are read, verified and put into batches by `pipeline.stream`, in NumPy: TensorFlow's own reader of records
+copies them four times and computes checksums without the processor's help, at twice to three times the cost. How much
+the whole may hold is a budget in bytes: what the readers leave of it, batches that are read ahead fill.
 """
 
+import contextlib
 import dataclasses
+import functools
+import hashlib
+import itertools
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from pipeline import example, order
+from pipeline import example, files, manifest, order, tfrecord
+from pipeline import features as sidecars
 from pipeline.errors import UserError
 from pipeline.features import VIEWS
 from pipeline.manifest import ShardInfo
 from pipeline.order import Plan, Segments
-from pipeline.reader import Batch, Dataset, parse, parse_features
+from pipeline.reader import Dataset, naming_damage
 from pipeline.shards import TRAIN, VALIDATION
+from pipeline.stream import Field, Row, Stream
+from pipeline.tfrecord import RecordBuffer
 
-_Records = tuple[tf.Tensor, ...]  # (an example,) or (an example, its features), serialized; scalars
-_REMOTE_READ_BYTES = 4 << 20  # a request; of a local file, records are read straight to where they belong
-_READER_EXAMPLES = 4  # tf.data keeps two of an interleaved dataset ready; one is being parsed, and one handed on
 _RUNTIME_BYTES = 64 << 20  # threads, functions, and what the allocator cannot use
-_BATCHES_ELSEWHERE = 2  # one is being put together, one is being handed on
+_BATCHES_ELSEWHERE = 3  # one is prefetched by tf.data, one is being handed on, one is not yet let go
 _VALIDATION_AHEAD = 2  # batches, beside those that wait to be trained on
 ONE_HOST = tf.distribute.InputContext()
 
@@ -56,6 +63,8 @@ class Batches:
         self._memory_bytes = memory_bytes
         self._deterministic = deterministic
         self._held = held
+        self._failures: list[Exception] = []
+        self._sources: list[_Source] = []
 
     @property
     def steps_per_epoch(self) -> int:
@@ -97,31 +106,34 @@ class Batches:
         Raises:
             UserError: the split has fewer examples than a batch, hosts cannot share it, or the budget is too small.
         """
-        split, steps = _Split.of(self._dataset, TRAIN, self._features), self.steps_per_epoch
+        split = self._split(TRAIN)
+        fields = self._fields | ({"flip": Field((), "bool")} if flip else {})
 
         def plan(epoch: int) -> Plan:
-            skipped = first_step if epoch == epochs.start else 0
-            return self._train_plan(split, steps, seed, epoch, skipped, context)
+            return self._train_plan(split, seed, epoch, first_step if epoch == epochs.start else 0, context)
 
-        def mirror(key: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
-            text = tf.strings.join([key, tf.strings.as_string(epoch)], "/")
-            return tf.strings.to_hash_bucket_strong(text, 2, [seed, 0]) == 1
+        def row(key: str, values: Row, weight: float, epoch: int) -> Row:
+            return {**values, "flip": _is_mirrored(key, seed, epoch)} if flip else values
 
-        def parse_one(epoch: tf.Tensor, records: _Records, _: tf.Tensor) -> Batch:
-            key, parsed = self._parse(records)
-            return {**parsed, "flip": mirror(key, epoch)} if flip else parsed
-
-        examples = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(
-            lambda epoch: self._stream(split, plan, epoch, context, parse_one)
-        )
-        return self._batch(examples, context, self._ahead(context))
+        steps = len(epochs) * self.steps_per_epoch - first_step
+        return self._stream(split, plan, epochs, steps, fields, row, context, self._ahead(context))
 
     def _train_plan(
-        self, split: "_Split", steps: int, seed: int, epoch: int, first_step: int, context: tf.distribute.InputContext
+        self, split: "_Split", seed: int, epoch: int, first_step: int, context: tf.distribute.InputContext
+    ) -> Plan:
+        return self._plan(split, order.shuffled(split.segments, seed, epoch), self.steps_per_epoch, first_step, context)
+
+    def _plan(
+        self,
+        split: "_Split",
+        sequence: np.ndarray,
+        steps: int,
+        first_step: int,
+        context: tf.distribute.InputContext,
     ) -> Plan:
         return order.plan(
             split.segments,
-            order.shuffled(split.segments, seed, epoch),
+            sequence,
             steps=steps,
             batch_size=self._batch_size,
             first_step=first_step,
@@ -130,19 +142,15 @@ class Batches:
         )
 
     def keys(self, seed: int, epoch: int, step: int) -> list[str]:
-        """The keys of a batch of the train split, over all hosts: what `train` reads for a step of an epoch."""
-        split = _Split.of(self._dataset, TRAIN, features=False)
-        layout = dataclasses.replace(self._layout, storage={})
+        """The keys of a batch of the train split, over all hosts: what `train` reads for a step of an epoch.
 
-        def plan(epoch: int) -> Plan:
-            return self._train_plan(split, self.steps_per_epoch, seed, epoch, step, ONE_HOST)
-
-        def parse_one(_: tf.Tensor, records: _Records, __: tf.Tensor) -> Batch:
-            return parse(records[0], layout)
-
-        examples = self._stream(split, plan, tf.constant(epoch, tf.int64), ONE_HOST, parse_one)
-        examples = examples.take(self._batch_size).with_options(_options())
-        return [found["key"].decode() for found in examples.as_numpy_iterator()]
+        Raises:
+            UserError: a shard cannot be read.
+        """
+        split = self._split(TRAIN)
+        plan = self._train_plan(split, seed, epoch, step, ONE_HOST)
+        found = _in_turn([split.lane(plan, lane) for lane in range(self._lanes(ONE_HOST))])
+        return [key for key, _, _ in itertools.islice(found, self._batch_size)]
 
     def validation(self, context: tf.distribute.InputContext = ONE_HOST) -> tf.data.Dataset:
         """Every example of the validation split exactly once, in the same order each time.
@@ -155,72 +163,91 @@ class Batches:
         Returns:
             Batches as those of `train`, and `weight` [B], float32: 1 for an example, 0 for filling.
         """
-        split = _Split.of(self._dataset, VALIDATION, self._features)
+        split = self._split(VALIDATION)
+        fields = self._fields | {"weight": Field((), "float32")}
         steps = -(-self._dataset.manifest.splits[VALIDATION].examples // self._batch_size)
 
         def plan(_: int) -> Plan:
-            return order.plan(
-                split.segments,
-                np.arange(len(split.segments.examples)),
-                steps=steps,
-                batch_size=self._batch_size,
-                first_step=0,
-                host=context.input_pipeline_id,
-                hosts=context.num_input_pipelines,
-            )
+            return self._plan(split, np.arange(len(split.segments.examples)), steps, 0, context)
 
-        def parse_one(_: tf.Tensor, records: _Records, weight: tf.Tensor) -> Batch:
-            return {**self._parse(records)[1], "weight": weight}
+        def row(key: str, values: Row, weight: float, epoch: int) -> Row:
+            return {**values, "weight": weight}
 
-        examples = self._stream(split, plan, tf.constant(0, tf.int64), context, parse_one, fill=True)
-        return self._batch(examples, context, _VALIDATION_AHEAD)
+        return self._stream(split, plan, range(1), steps, fields, row, context, _VALIDATION_AHEAD)
+
+    @contextlib.contextmanager
+    def naming_failures(self) -> Iterator[None]:
+        """Raises, in place of what tf.data makes of it, the error of a reader that ends the block.
+
+        Raises:
+            UserError: a file of the dataset cannot be read.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self._failures and isinstance(error, (tf.errors.OpError, StopIteration)):
+                raise self._failures[0] from error
+            raise
+
+    def close(self) -> None:
+        """Ends what reads for streams that are not at their end."""
+        for source in self._sources:
+            source.close()
 
     def _stream(
         self,
         split: "_Split",
         plan: Callable[[int], Plan],
-        epoch: tf.Tensor,
+        epochs: range,
+        steps: int,
+        fields: dict[str, Field],
+        row: Callable[[str, Row, float, int], Row],
         context: tf.distribute.InputContext,
-        parse_one: Callable[..., Batch],
-        fill: bool = False,
+        ahead: int,
     ) -> tf.data.Dataset:
-        """The examples of a plan, in the order of batches.
+        """The batches of some epochs, a replica's part at a time.
 
-        Each of some readers follows every so-manieth lane, and makes of a record what it is while its bytes are at
-        hand; they take turns, so that the order is the same for any number of them.
+        Each of some readers follows every so-manieth lane; they take turns, so that the order is the same for any
+        number of them.
 
         Args:
             split: what to read.
             plan: of an epoch.
-            epoch: int64.
+            epochs: which.
+            steps: of all of them.
+            fields: of a row.
+            row: makes of (key, values, weight, epoch) a row.
             context: of this host.
-            parse_one: makes of (epoch, records, weight) an example.
-            fill: make up for what is missing in the plan, with a weight of 0.
+            ahead: how many of the host's parts of a batch to fill ahead.
         """
-
-        def arrays(epoch: np.ndarray) -> tuple[np.ndarray, ...]:
-            return dataclasses.astuple(plan(int(epoch)))
-
-        stretches, splits, missing = tf.numpy_function(arrays, [epoch], [tf.int64] * 3)
-        stretches.set_shape((None, 3))
-
-        def read(lane: tf.Tensor) -> tf.data.Dataset:
-            own = tf.data.Dataset.from_tensor_slices(stretches[splits[lane] : splits[lane + 1]])
-            records = own.flat_map(split.read).map(lambda *records: (epoch, records, 1.0))
-            if not fill:
-                return records
-            first = tf.data.Dataset.from_tensors(tf.constant([0, 0, 1], tf.int64))
-            filler = first.repeat().take(missing[lane]).flat_map(split.read)
-            return records.concatenate(filler.map(lambda *records: (epoch, records, 0.0)))
-
-        def reader(first: tf.Tensor) -> tf.data.Dataset:
-            own = tf.data.Dataset.range(first, lanes, readers)
-            return own.interleave(read, cycle_length=lanes // readers).map(parse_one)
-
         lanes, readers = self._lanes(context), self._readers(context)
-        return tf.data.Dataset.range(readers).interleave(
-            reader, cycle_length=readers, num_parallel_calls=readers, deterministic=self._deterministic
-        )
+        parts = context.num_replicas_in_sync // context.num_input_pipelines
+        size = self._batch_size // context.num_replicas_in_sync
+        cached = functools.lru_cache(maxsize=2)(plan)  # some readers are an epoch ahead of others
+
+        def reader(number: int) -> Iterator[Row]:
+            buffers = [RecordBuffer() for _ in split.columns]
+            for epoch in epochs:
+                own = [split.lane(cached(epoch), lane, buffers) for lane in range(number, lanes, readers)]
+                for key, values, weight in _in_turn(own):
+                    yield row(key, values, weight, epoch)
+
+        def open_stream() -> Stream:
+            return Stream(
+                [reader(number) for number in range(readers)], fields, size, ahead * parts, self._deterministic
+            )
+
+        source = _Source(open_stream, steps * parts, self._failures)
+        self._sources.append(source)
+
+        def take(number: tf.Tensor) -> dict[str, tf.Tensor]:
+            dtypes = [tf.as_dtype(field.dtype) for field in fields.values()]
+            values = tf.numpy_function(source.take, [number], dtypes)
+            for value, field in zip(values, fields.values(), strict=True):
+                value.set_shape((size, *field.shape))
+            return dict(zip(fields, values, strict=True))
+
+        return tf.data.Dataset.range(steps * parts).map(take).prefetch(parts).with_options(_options())
 
     def _lanes(self, context: tf.distribute.InputContext) -> int:
         return order.host_lanes(self._batch_size, context.num_input_pipelines)
@@ -232,17 +259,6 @@ class Batches:
             return lanes
         return max(number for number in range(1, min(lanes, os.cpu_count() or 1) + 1) if lanes % number == 0)
 
-    def _parse(self, records: _Records) -> tuple[tf.Tensor, Batch]:
-        """Records of one example to its key and its tensors."""
-        batch = parse(records[0], self._layout)
-        key = batch.pop("key")
-        if not self._features:
-            return key, batch
-        assert self._dataset.manifest.features is not None
-        own, features = parse_features(records[1], self._dataset.manifest.features.classes)
-        with tf.control_dependencies([tf.debugging.assert_equal(key, own)]):
-            return key, {**batch, "features": tf.identity(features)}
-
     @property
     def _layout(self) -> example.Layout:
         """The layout, less what features stand for."""
@@ -250,22 +266,42 @@ class Batches:
         storage = {name: each for name, each in layout.storage.items() if name != "l_299" or not self._features}
         return dataclasses.replace(layout, storage=storage)
 
-    def _batch(self, examples: tf.data.Dataset, context: tf.distribute.InputContext, ahead: int) -> tf.data.Dataset:
-        """Batches for a replica each; a host's batches to read ahead are so many of them for each of its replicas."""
-        replicas = context.num_replicas_in_sync // context.num_input_pipelines
-        batches = examples.batch(self._batch_size // context.num_replicas_in_sync, drop_remainder=True)
-        return batches.prefetch(ahead * replicas).with_options(_options())
+    @property
+    def _fields(self) -> dict[str, Field]:
+        """What a row has of an example."""
+        fields = {name: Field(storage.shape, storage.bits) for name, storage in self._layout.storage.items()}
+        info = self._dataset.manifest.features
+        return fields | ({"features": Field((VIEWS, info.classes), "float32")} if self._features and info else {})
+
+    def _split(self, name: str) -> "_Split":
+        """The files of a split, and what their records become."""
+        found, layout = self._dataset.manifest, self._layout
+        shards = found.splits[name].shards
+        columns = [self._column(shards, manifest.MEND_SHARD, lambda record: example.stored(record, layout))]
+        if self._features and found.features is not None:
+            classes = found.features.classes
+
+            def features(record: memoryview) -> tuple[str, Row]:
+                key, values = sidecars.decode(record, classes)
+                return key, {"features": values}
+
+            columns.append(self._column(found.features.shards[name], manifest.MEND_SIDECAR, features))
+        return _Split(Segments.of(shards), columns)
+
+    def _column(self, infos: Sequence[ShardInfo], advice: str, decode: "_Decode") -> "_Column":
+        starts = [start for info in infos for start in info.segments]
+        return _Column([self._dataset.path(info) for info in infos], starts, advice, decode)
 
     def _ahead(self, context: tf.distribute.InputContext) -> int:
-        """How many of a host's batches to read ahead in training: what the budget allows.
+        """How many of a host's batches to fill ahead in training: what the budget allows.
 
         Raises:
             UserError: it does not hold the least that is needed.
         """
         hosts = context.num_input_pipelines
         batch = self._batch_size // hosts * self._example_bytes
-        train, validation = (self._reading_bytes(split, context) for split in (TRAIN, VALIDATION))
-        fixed = _RUNTIME_BYTES + train + validation + (_BATCHES_ELSEWHERE + self._held + _VALIDATION_AHEAD) * batch
+        reading = sum(self._reading_bytes(split, context) for split in (TRAIN, VALIDATION))
+        fixed = _RUNTIME_BYTES + reading + (2 * _BATCHES_ELSEWHERE + self._held + _VALIDATION_AHEAD) * batch
         ahead = (self._memory_bytes - fixed) // batch
         if ahead < 1:
             raise UserError(
@@ -275,26 +311,123 @@ class Batches:
         return ahead
 
     def _reading_bytes(self, name: str, context: tf.distribute.InputContext) -> int:
-        """What the readers of a split hold."""
-        split = _Split.of(self._dataset, name, self._features)
-        buffers = self._lanes(context) * len(split.paths) * split.buffer_bytes
-        return buffers + self._readers(context) * (_READER_EXAMPLES * self._example_bytes + split.record_bytes)
+        """What the readers of a split hold: an open file for each lane, and a record for each of themselves."""
+        found = self._dataset.manifest
+        columns: list[Sequence[ShardInfo]] = [found.splits[name].shards]
+        if self._features and found.features is not None:
+            columns.append(found.features.shards[name])
+        record = sum(info.bytes for column in columns for info in column) // max(1, found.splits[name].examples)
+        buffer = files.REMOTE_BUFFER_BYTES if self._dataset.is_remote else files.LOCAL_BUFFER_BYTES
+        return self._lanes(context) * len(columns) * buffer + self._readers(context) * record
 
     @property
     def _example_bytes(self) -> int:
-        """Of an example as it is stored, parsed."""
-        features = self._dataset.manifest.features
-        pictures = sum(storage.nbytes for storage in self._layout.storage.values())
-        return pictures + (4 * VIEWS * features.classes if self._features and features else 0)
+        """Of an example as it is stored, in a batch."""
+        return sum(np.dtype(dtype).itemsize * int(np.prod(shape)) for shape, dtype in self._fields.values())
+
+
+def _is_mirrored(key: str, seed: int, epoch: int) -> bool:
+    """One of two, by chance."""
+    return hashlib.blake2b(f"{seed}/{epoch}/{key}".encode(), digest_size=1).digest()[0] % 2 == 1
+
+
+def _in_turn(iterators: Sequence[Iterator[Any]]) -> Iterator[Any]:
+    """The first of each, the second of each, and so on; all are equally long."""
+    for iterator in itertools.cycle(iterators):
+        try:
+            yield next(iterator)
+        except StopIteration:
+            return
 
 
 def _options() -> tf.data.Options:
     options = tf.data.Options()
     options.autotune.enabled = False  # it would hold as much as it likes
-    # TensorFlow 2.21 crashes in it where a `skip` or `take` within a function has a computed count.
-    options.experimental_optimization.noop_elimination = False
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return options
+
+
+class _Source:
+    """Hands the batches of a stream to tf.data, one after the other; whoever iterates anew gets a stream of his own.
+
+    TensorFlow never lets go of a Python function that it was given, and so of this: streams are closed at their end.
+
+    Args:
+        open_stream: makes one.
+        count: batches that it has.
+        failures: where what its readers raise is kept, of which tf.data makes an error of its own.
+    """
+
+    def __init__(self, open_stream: Callable[[], Stream], count: int, failures: list[Exception]):
+        self._open_stream = open_stream
+        self._count = count
+        self._failures = failures
+        self._lock = threading.Lock()
+        self._stream: Stream | None = None
+        self._next = 0
+
+    def take(self, number: np.ndarray) -> list[np.ndarray]:
+        """The arrays of a batch.
+
+        Args:
+            number: int64 scalar, one more than before, or 0 to begin anew.
+        """
+        with self._lock:
+            if number == 0:
+                self.close()
+                self._stream, self._next = self._open_stream(), 0
+            if self._stream is None or number != self._next:
+                raise RuntimeError(f"batch {number} is asked for where {self._next} is due: two iterate at once")
+            try:
+                arrays = self._stream.take()
+            except Exception as error:
+                self._failures.append(error)
+                raise
+            self._next += 1
+            if self._next == self._count:
+                self.close()
+            return list(arrays.values())
+
+    def close(self) -> None:
+        """Ends the stream that is open."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+_Decode = Callable[[memoryview], tuple[str, Row]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Column:
+    """Files that stand beside each other: the shards of a split, or their sidecars.
+
+    Attributes:
+        paths: of the files.
+        starts: the byte at which each segment begins, file after file.
+        advice: what to do where one is damaged.
+        decode: makes of a record a key and values, which may lie in the record's memory.
+    """
+
+    paths: list[str]
+    starts: list[int]
+    advice: str
+    decode: _Decode
+
+    def read(self, file: int, segment: int, skip: int, take: int, buffer: RecordBuffer) -> Iterator[tuple[str, Row]]:
+        """Some records of a segment.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        with naming_damage(self.paths[file], self.advice), files.open_binary(self.paths[file]) as opened:
+            opened.seek(self.starts[segment])
+            tfrecord.skip(opened, skip)
+            for _ in range(take):
+                record = buffer.read(opened)
+                if record is None:
+                    raise ValueError("it ends before its last record")
+                yield self.decode(record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,45 +436,43 @@ class _Split:
 
     Attributes:
         segments: of its shards.
-        paths: for the shards and, with features, for the sidecars: the file of each.
-        starts: for the same: the byte at which each segment begins.
-        record_bytes: of an average example, with its features.
-        buffer_bytes: of an open file's read buffer.
+        columns: the shards and, with features, the sidecars.
     """
 
     segments: Segments
-    paths: list[list[str]]
-    starts: list[list[int]]
-    record_bytes: int
-    buffer_bytes: int
+    columns: list[_Column]
 
-    @classmethod
-    def of(cls, dataset: Dataset, name: str, features: bool) -> "_Split":
-        """Gathers them from the manifest of a dataset."""
-        found = dataset.manifest
-        columns: list[Sequence[ShardInfo]] = [found.splits[name].shards]
-        if features:
-            assert found.features is not None
-            columns.append(found.features.shards[name])
-        return cls(
-            Segments.of(columns[0]),
-            [[dataset.path(info) for info in column] for column in columns],
-            [[start for info in column for start in info.segments] for column in columns],
-            sum(info.bytes for column in columns for info in column) // max(1, found.splits[name].examples),
-            _REMOTE_READ_BYTES if dataset.is_remote else 0,
-        )
+    def lane(self, plan: Plan, lane: int, buffers: Sequence[RecordBuffer] = ()) -> Iterator[tuple[str, Row, float]]:
+        """Follows a lane of a plan.
 
-    def read(self, stretch: tf.Tensor) -> tf.data.Dataset:
-        """The records of a stretch: int64 [3], segment, records to skip and to take."""
-        segment, skip, take = tf.unstack(stretch)
-        shard = tf.gather(self.segments.shard, segment)
-        streams = []
-        for paths, starts in zip(self.paths, self.starts, strict=True):
-            variant = tf.raw_ops.TFRecordDatasetV2(
-                filenames=tf.gather(paths, shard)[None],
-                compression_type="",
-                buffer_size=self.buffer_bytes,
-                byte_offsets=tf.gather(tf.constant(starts, tf.int64), segment)[None],
-            )
-            streams.append(tf.data.experimental.from_variant(variant, tf.TensorSpec((), tf.string)))
-        return tf.data.Dataset.zip(tuple(streams)).skip(skip).take(take)
+        Args:
+            plan: of an epoch.
+            lane: which of its lanes.
+            buffers: one for each column, in which the values lie until the next are read.
+
+        Yields:
+            Key, values and weight of an example; what is missing is made up for with a weight of 0.
+
+        Raises:
+            UserError: a file cannot be read.
+        """
+        buffers = buffers or [RecordBuffer() for _ in self.columns]
+        for segment, skip, take in plan.stretches[plan.splits[lane] : plan.splits[lane + 1]].tolist():
+            for key, values in self._read(segment, skip, take, buffers):
+                yield key, values, 1.0
+        for _ in range(plan.missing[lane]):
+            for key, values in self._read(0, 0, 1, buffers):
+                yield key, values, 0.0
+
+    def _read(self, segment: int, skip: int, take: int, buffers: Sequence[RecordBuffer]) -> Iterator[tuple[str, Row]]:
+        file = int(self.segments.shard[segment])
+        streams = [
+            column.read(file, segment, skip, take, buffer) for column, buffer in zip(self.columns, buffers, strict=True)
+        ]
+        for (key, values), *others in zip(*streams, strict=True):
+            for other, more in others:
+                if other != key:
+                    path, advice = self.columns[1].paths[file], self.columns[1].advice
+                    raise UserError(f"{path} is damaged: features of {other} where those of {key} belong; {advice}")
+                values = {**values, **more}
+            yield key, values

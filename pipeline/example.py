@@ -10,13 +10,14 @@ A record is a `tf.train.Example` whose tensors are raw little-endian bytes. Two 
 The bytes are those of the tensors; key, source, label and framing add about 150.
 """
 
+import contextlib
 import dataclasses
-import math
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 
-from pipeline import example_pb2, tensors
+from pipeline import tensors
 from pipeline.errors import UserError
 
 
@@ -45,14 +46,17 @@ class Storage:
         return (cv2.cvtColor(stored.view(np.uint16), cv2.COLOR_GRAY2RGB) if repeated else stored).tobytes()
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of one example's tensor."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+    def bits(self) -> str:
+        """The dtype in which values travel as they are stored: of float16 its bits, which anything can copy."""
+        return "uint16" if self.dtype == "float16" else self.dtype
 
-    def decode(self, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    def view(self, data: bytes | memoryview) -> np.ndarray:
+        """The values as they are stored, of the stored shape and dtype, in the memory of the raw bytes."""
+        return np.frombuffer(data, np.dtype(self.dtype).newbyteorder("<")).reshape(self.shape)
+
+    def decode(self, data: bytes | memoryview, shape: tuple[int, ...]) -> np.ndarray:
         """The inverse of `encode`: float32 of the given shape."""
-        stored = np.frombuffer(data, np.dtype(self.dtype).newbyteorder("<")).reshape(self.shape)
-        values = stored.astype(np.float32) * np.float32(self.scale) + np.float32(self.offset)
+        values = self.view(data).astype(np.float32) * np.float32(self.scale) + np.float32(self.offset)
         return np.broadcast_to(values, shape)
 
 
@@ -118,8 +122,9 @@ def encode(example: Example, layout: Layout) -> bytes:
 def serialize(features: dict[str, bytes]) -> bytes:
     """The bytes of a `tf.train.Example` of single byte strings, in a quarter of protobuf's time.
 
-    In the terms of example.proto: every map entry of `Features.feature`, in the order of its key, is a message of the
-    key and of a `Feature`, which is a message of a `BytesList`, which is a message of one value.
+    In the terms of tensorflow/core/example/feature.proto: every map entry of `Features.feature`, in the order of its
+    key, is a message of the key and of a `Feature`, which is a message of a `BytesList`, which is a message of one
+    value.
     """
     entries: list[bytes] = []
     for name in sorted(features, key=str.encode):
@@ -143,19 +148,77 @@ def _tag(field: int, length: int) -> bytes:
     return bytes(tag)
 
 
-def decode(record: bytes, layout: Layout) -> Example:
+def parse(record: bytes | memoryview) -> dict[str, memoryview]:
+    """The inverse of `serialize`: where the record holds the value of each feature.
+
+    Raises:
+        ValueError: the record is no `tf.train.Example` of single byte strings.
+    """
+    try:
+        values = {}
+        for _, features in _parts(memoryview(record)):
+            for _, entry in _parts(features):
+                (_, key), (_, feature) = _parts(entry)
+                ((kind, bytes_list),) = _parts(feature)
+                ((_, value),) = _parts(bytes_list)
+                if kind != 1:
+                    raise ValueError(f"a feature of kind {kind}")
+                values[str(key, "utf-8")] = value
+        return values
+    except (IndexError, ValueError) as error:
+        raise ValueError(f"no example of single byte strings: {error}") from error
+
+
+def _parts(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The fields of a message that consists of messages and strings: number and content of each."""
+    position = 0
+    while position < len(message):
+        tag, length, shift = message[position], 0, 0
+        if tag & 7 != 2:
+            raise ValueError(f"tag {tag}")
+        while True:
+            position += 1
+            length |= (message[position] & 0x7F) << shift
+            if message[position] <= 0x7F:
+                break
+            shift += 7
+        position += 1 + length
+        if position > len(message):
+            raise ValueError(f"{position - len(message)} bytes are missing")
+        yield tag >> 3, message[position - length : position]
+
+
+def stored(record: bytes | memoryview, layout: Layout) -> tuple[str, dict[str, np.ndarray]]:
+    """The key of an example, and its tensors as the layout stores them, float16 as its bits, in the record's memory.
+
+    Raises:
+        ValueError: the record is not an example of this layout.
+    """
+    with _expecting(layout):
+        features = parse(record)
+        values = {name: storage.view(features[name]).view(storage.bits) for name, storage in layout.storage.items()}
+        return str(features["key"], "utf-8"), values
+
+
+def decode(record: bytes | memoryview, layout: Layout) -> Example:
     """The inverse of `encode`, within the layout's error.
 
     Raises:
         ValueError: the record is not an example of this layout.
     """
+    with _expecting(layout):
+        features = parse(record)
+        texts = {name: str(features[name], "utf-8") for name in ("key", "source", "label")}
+        shapes = tensors.SHAPES
+        values = {name: storage.decode(features[name], shapes[name]) for name, storage in layout.storage.items()}
+        return Example(tensors=values, **texts)
+
+
+@contextlib.contextmanager
+def _expecting(layout: Layout) -> Iterator[None]:
     try:
-        feature = example_pb2.Example.FromString(record).features.feature
-        texts = {name: feature[name].bytes_list.value[0].decode() for name in ("key", "source", "label")}
-        values = {
-            name: storage.decode(feature[name].bytes_list.value[0], tensors.SHAPES[name])
-            for name, storage in layout.storage.items()
-        }
-    except Exception as error:  # protobuf's DecodeError is no ValueError in every implementation
+        yield
+    except KeyError as error:
+        raise ValueError(f"not a record of layout '{layout.name}': it has no {error}") from error
+    except ValueError as error:
         raise ValueError(f"not a record of layout '{layout.name}': {error}") from error
-    return Example(tensors=values, **texts)

@@ -9,8 +9,7 @@ import re
 
 import numpy as np
 
-from pipeline import example_pb2
-from pipeline.example import serialize
+from pipeline.example import parse, serialize
 from pipeline.shards import is_shard_name
 
 VIEWS = 2  # the picture, and its mirror image
@@ -34,17 +33,19 @@ def encode(key: str, features: np.ndarray) -> bytes:
     return serialize({"key": key.encode(), "features": features.astype(_DTYPE).tobytes()})
 
 
-def decode(record: bytes, classes: int) -> tuple[str, np.ndarray]:
-    """The inverse of `encode`: the key, and float32 [2, classes].
+def decode(record: bytes | memoryview, classes: int) -> tuple[str, np.ndarray]:
+    """The inverse of `encode`: the key, and float32 [2, classes], in the memory of the record.
 
     Raises:
         ValueError: the record does not hold finite features of so many classes.
     """
     try:
-        feature = example_pb2.Example.FromString(record).features.feature
-        key = feature["key"].bytes_list.value[0].decode()
-        values = np.frombuffer(feature["features"].bytes_list.value[0], _DTYPE).reshape(VIEWS, classes)
-    except Exception as error:  # protobuf's DecodeError is no ValueError in every implementation
+        feature = parse(record)
+        key = str(feature["key"], "utf-8")
+        values = np.frombuffer(feature["features"], _DTYPE).reshape(VIEWS, classes)
+    except KeyError as error:
+        raise ValueError(f"not features of {classes} classes: it has no {error}") from error
+    except ValueError as error:
         raise ValueError(f"not features of {classes} classes: {error}") from error
     if not np.isfinite(values).all():
         raise ValueError(f"features of {key} are not finite")

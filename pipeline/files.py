@@ -2,12 +2,16 @@
 
 import contextlib
 import functools
+import io
 import os
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from pipeline.errors import UserError, one_line
+
+LOCAL_BUFFER_BYTES = 8 << 10  # more is read past it, straight to where it belongs
+REMOTE_BUFFER_BYTES = 4 << 20  # of one request
 
 
 def open_binary(path: str) -> BinaryIO:
@@ -17,15 +21,44 @@ def open_binary(path: str) -> BinaryIO:
         OSError: it cannot be opened.
     """
     if "://" not in path:
-        return open(path, "rb")
-    import tensorflow as tf  # a worker has none, and local files need none
+        return open(path, "rb", buffering=LOCAL_BUFFER_BYTES)
+    return io.BufferedReader(_RemoteFile(path), REMOTE_BUFFER_BYTES)
 
-    with _os_errors(path):
-        if not tf.io.gfile.exists(path):
-            raise FileNotFoundError(f"{path} does not exist")
-        file = tf.io.gfile.GFile(path, "rb")
-        file.read(0)  # opens it
-        return file
+
+class _RemoteFile(io.RawIOBase):
+    """A remote file as one of Python's."""
+
+    def __init__(self, path: str):
+        import tensorflow as tf  # a worker has none, and local files need none
+
+        self._path = path
+        self._file = tf.io.gfile.GFile(path, "rb")
+        with _os_errors(path):
+            if not tf.io.gfile.exists(path):
+                raise FileNotFoundError(f"{path} does not exist")
+            self._file.read(0)  # opens it
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with _os_errors(self._path):
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with _os_errors(self._path):
+            self._file.seek(offset, whence)
+            return self._file.tell()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 def names(directory: str) -> list[str]:

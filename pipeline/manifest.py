@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Annotated, Any, BinaryIO
 
-import google_crc32c
 import msgspec
+from crc32c import crc32c
 from msgspec import Meta
 
 from pipeline import example, features, files, tensors, tfrecord
@@ -180,7 +180,7 @@ def read(directory: str, open_binary: Callable[[str], BinaryIO] = files.open_bin
 
 def _sealed(fields: dict[str, Any]) -> str:
     """JSON that ends in the CRC-32C of all of it but that line, so that no altered digit goes unnoticed."""
-    crc = google_crc32c.value(json.dumps(fields, indent=1).encode())
+    crc = crc32c(json.dumps(fields, indent=1).encode())
     return json.dumps({**fields, _SEAL: f"{crc:08x}"}, indent=1)
 
 

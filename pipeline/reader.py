@@ -1,21 +1,23 @@
-"""Reads a dataset with TensorFlow: what is on disk, and what a record becomes.
+"""Reads a dataset: whether it is whole, its examples one by one, and what a batch of them becomes on a device.
 
-The input side only copies bytes: `parse` makes of a record its tensors as they are stored, and `unpack` makes float32
-of whole batches where the model is, so that a GPU gets a half to a seventh of the bytes and does the arithmetic itself.
+The input side only copies bytes: batches hold tensors as they are stored, and `unpack` makes float32 of them where the
+model is, so that a GPU gets a half to a seventh of the bytes and does the arithmetic itself.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import tensorflow as tf
 
-from pipeline import example, manifest, tensors, tfrecord
-from pipeline.errors import UserError
-from pipeline.features import VIEWS
+from pipeline import example, files, manifest, tensors, tfrecord
+from pipeline import features as sidecars
+from pipeline.errors import UserError, one_line
+from pipeline.example import Example
 from pipeline.manifest import Manifest, ShardInfo
 
 Batch = dict[str, tf.Tensor]
-_READ_BUFFER_BYTES = 4 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,25 +51,12 @@ class Dataset:
             if size != shard.bytes:
                 raise UserError(f"shard {path} is damaged: {size} bytes, {shard.bytes} were written; {advice}")
 
-    def check_contents(self) -> None:
-        """Reads every shard and compares its checksum, to name the one that stopped a program.
-
-        Raises:
-            UserError: a shard differs from what was written.
-        """
-        for shard, advice in self._shards():
-            path = self.path(shard)
-            with tf.io.gfile.GFile(path, "rb") as file:
-                found = f"{tfrecord.checksum(file):08x}"
-            if found != shard.crc32c:
-                raise UserError(f"shard {path} is damaged: checksum {found}, {shard.crc32c} was written; {advice}")
-
     def _shards(self) -> Iterator[tuple[ShardInfo, str]]:
         """All files of the dataset, and what to do if one is no good."""
         for split in self.manifest.splits.values():
             yield from ((shard, manifest.MEND_SHARD) for shard in split.shards)
-        for sidecars in self.manifest.features.shards.values() if self.manifest.features else ():
-            yield from ((sidecar, manifest.MEND_SIDECAR) for sidecar in sidecars)
+        for infos in self.manifest.features.shards.values() if self.manifest.features else ():
+            yield from ((info, manifest.MEND_SIDECAR) for info in infos)
 
 
 def open_dataset(directory: str) -> Dataset:
@@ -84,92 +73,94 @@ def open_dataset(directory: str) -> Dataset:
     return dataset
 
 
-def examples(dataset: Dataset, split: str, features: bool = False) -> tf.data.Dataset:
-    """Every example of a split once, in the order in which they are stored, one at a time.
+@contextlib.contextmanager
+def naming_damage(path: str, advice: str) -> Iterator[None]:
+    """Says of what cannot be read within the block which file of a dataset is to blame.
 
     Args:
-        dataset: an open dataset.
-        split: of it.
-        features: hand out stored features too.
+        path: of a shard or sidecar.
+        advice: what to do then.
 
-    Returns:
-        Dictionaries of `key`, `source`, `label` (strings), the tensors of `pipeline.tensors.SHAPES` (float32) and
-        `features` [classes] of the picture as it is.
+    Raises:
+        UserError: it is missing, or not what was written.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"shard {path} is missing; {advice}") from error
+    except OSError as error:
+        raise UserError(f"shard {path} cannot be read: {one_line(error)}; {advice}") from error
+    except ValueError as error:
+        raise UserError(f"shard {path} is damaged: {one_line(error)}; {advice}") from error
+
+
+def examples(dataset: Dataset, split: str) -> Iterator[Example]:
+    """Every example of a split once, in the order in which they are stored.
+
+    Raises:
+        UserError: a shard cannot be read.
     """
     layout = example.layout(dataset.manifest.layout)
-    paths = [dataset.path(shard) for shard in dataset.manifest.splits[split].shards]
-    stored = tf.data.TFRecordDataset(paths, buffer_size=_READ_BUFFER_BYTES).map(
-        lambda record: parse(record, layout, ("key", "source", "label"))
-    )
-    if features:
-        info = dataset.manifest.features
-        assert info is not None
-        sidecars = tf.data.TFRecordDataset([dataset.path(sidecar) for sidecar in info.shards[split]])
-        views = sidecars.map(lambda record: parse_features(record, info.classes)[1])
-        stored = tf.data.Dataset.zip(stored, views).map(lambda each, own: {**each, "features": own})
-    return stored.batch(1).map(lambda batch: unpack(batch, layout)).unbatch()
+    for record in _records(dataset, dataset.manifest.splits[split].shards, manifest.MEND_SHARD):
+        yield example.decode(record, layout)
 
 
-def parse(record: tf.Tensor, layout: example.Layout, texts: Sequence[str] = ("key",)) -> Batch:
-    """One serialized example, a scalar, to its texts and its tensors as the layout stores them.
+def features(dataset: Dataset, split: str) -> Iterator[np.ndarray]:
+    """The stored features of every example of a split, in the same order: float32 [2, classes], of both views.
 
-    float16 comes as its bits, uint16: reshaping it makes oneDNN complain of processors without support for it.
+    Raises:
+        UserError: a sidecar cannot be read.
     """
-    names = (*layout.storage, *texts)
-    parsed = tf.io.parse_single_example(record, {name: tf.io.FixedLenFeature([], tf.string) for name in names})
-    for name, storage in layout.storage.items():
-        bits = "uint16" if storage.dtype == "float16" else storage.dtype
-        parsed[name] = tf.reshape(tf.io.decode_raw(parsed[name], bits), storage.shape)
-    return parsed
+    info = dataset.manifest.features
+    assert info is not None
+    for record in _records(dataset, info.shards[split], manifest.MEND_SIDECAR):
+        yield sidecars.decode(record, info.classes)[1]
 
 
-def parse_features(record: tf.Tensor, classes: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """One serialized record of a sidecar, a scalar, to its example's key and float32 [2, classes], of both views."""
-    names = ("key", "features")
-    parsed = tf.io.parse_single_example(record, {name: tf.io.FixedLenFeature([], tf.string) for name in names})
-    values = tf.io.decode_raw(parsed["features"], tf.float32, little_endian=True)
-    return parsed["key"], tf.reshape(values, (VIEWS, classes))
+def _records(dataset: Dataset, infos: Sequence[ShardInfo], advice: str) -> Iterator[bytes]:
+    for info in infos:
+        path = dataset.path(info)
+        with naming_damage(path, advice), files.open_binary(path) as file:
+            yield from tfrecord.read(file)
 
 
 def unpack(batch: Batch, layout: example.Layout) -> Batch:
     """Tensors as they are stored to float32, on any device; mirrored where `flip` says so.
 
     Args:
-        batch: tensors as `parse` makes them, [B, ...]; optionally `flip`, bool [B], and `features` [B, 2, classes];
-            anything else is passed on.
+        batch: tensors as `Batches` has them, [B, ...], float16 as its bits; optionally `flip`, bool [B], and `features`
+            [B, 2, classes]; anything else is passed on.
         layout: of the dataset.
 
     Returns:
         `l_224` [B, 224, 224, 1], `l_299` [B, 299, 299, 3] if it was there, `ab_224` [B, 224, 224, 2] in [-1, 1], and
         `features` [B, classes] of the view that is shown.
     """
+    flip = batch.get("flip")
     stored = {name: storage for name, storage in layout.storage.items() if name in batch}
-    values = {name: _unpack(batch[name], storage) for name, storage in stored.items()}
-    if "flip" in batch:
-        values = {name: _choose(batch["flip"], _mirror(value), value) for name, value in values.items()}
+    values = {name: _unpack(batch[name], storage, flip) for name, storage in stored.items()}
     if "features" in batch:
         views = tf.unstack(batch["features"], axis=1)
-        values["features"] = _choose(batch["flip"], views[1], views[0]) if "flip" in batch else views[0]
+        values["features"] = views[0] if flip is None else _choose(flip, views[1], views[0])
     values = {name: _repeat(value, tensors.SHAPES.get(name, ())) for name, value in values.items()}
     return {name: value for name, value in batch.items() if name != "flip"} | values
 
 
-def _unpack(bits: tf.Tensor, storage: example.Storage) -> tf.Tensor:
-    """`example.Storage.decode` for a batch, on any device; channels as they are stored."""
+def _unpack(bits: tf.Tensor, storage: example.Storage, flip: tf.Tensor | None) -> tf.Tensor:
+    """`example.Storage.decode` for a batch, mirrored where it is to be; channels as they are stored."""
     values = tf.cast(tf.bitcast(bits, storage.dtype), tf.float32)
-    return values if (storage.scale, storage.offset) == (1.0, 0.0) else values * storage.scale + storage.offset
+    if (storage.scale, storage.offset) != (1.0, 0.0):
+        values = values * storage.scale + storage.offset
+    if flip is None:
+        return values
+    # Gathered: to reverse pictures costs TensorFlow five times as much.
+    mirrored = tf.gather(values, tf.range(values.shape[2] - 1, -1, -1), axis=2)
+    return _choose(flip, mirrored, values)
 
 
 def _choose(chosen: tf.Tensor, one: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
     """Rows of one or of the other. `Select` copies them whole; `tf.where` would broadcast, at five times the cost."""
     return tf.raw_ops.Select(condition=chosen, x=one, y=other)
-
-
-def _mirror(pictures: tf.Tensor) -> tf.Tensor:
-    """Reverses the columns of [B, height, width, channels]; TensorFlow's kernel is 15 times faster in rank 3."""
-    _, height, width, channels = pictures.shape
-    rows = tf.reverse(tf.reshape(pictures, (-1, width, channels)), axis=[1])  # (B * height, width, channels)
-    return tf.reshape(rows, (-1, height, width, channels))
 
 
 def _repeat(values: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:

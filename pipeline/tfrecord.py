@@ -5,11 +5,12 @@ Source: tensorflow/core/lib/io/record_writer.h.
 """
 
 import io
+import itertools
 import struct
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Protocol
 
-import google_crc32c
+from crc32c import crc32c
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
@@ -26,8 +27,8 @@ class Writable(Protocol):
         """Appends bytes."""
 
 
-def _masked_crc(data: bytes) -> int:
-    crc = google_crc32c.value(data)
+def _masked_crc(data: bytes | memoryview) -> int:
+    crc = crc32c(data)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -55,33 +56,81 @@ class Writer:
         length = struct.pack("<Q", len(record))
         for part in (length, _FOOTER.pack(_masked_crc(length)), record, _FOOTER.pack(_masked_crc(record))):
             self._file.write(part)
-            self.crc32c = google_crc32c.extend(self.crc32c, part)
+            self.crc32c = crc32c(part, self.crc32c)
             self.bytes += len(part)
         self.records += 1
+
+
+class RecordBuffer:
+    """Room for a record, used again for the next: what the processor's caches still hold is the fastest to fill."""
+
+    def __init__(self) -> None:
+        self._memory = bytearray()
+
+    def read(self, file: BinaryIO) -> memoryview | None:
+        """Reads the next record of an open file and verifies it against its checksums.
+
+        Returns:
+            The record, which is valid until the next is read; None at the end of the file.
+
+        Raises:
+            ValueError: a checksum differs or the file ends within the record; the message has its byte offset.
+        """
+        offset = file.tell()
+        length = _read_length(file, offset)
+        if length is None:
+            return None
+        if length + _FOOTER.size > len(self._memory):
+            self._memory = bytearray(length + _FOOTER.size)
+        found = memoryview(self._memory)[: length + _FOOTER.size]
+        if file.readinto(found) < len(found):  # type: ignore[attr-defined]  # all files of bytes have it
+            raise ValueError(f"ends within a record at byte {offset}")
+        record = found[:length].toreadonly()
+        if _FOOTER.unpack_from(found, length)[0] != _masked_crc(record):
+            raise ValueError(f"damaged record at byte {offset}")
+        return record
+
+
+def _read_length(file: BinaryIO, offset: int) -> int | None:
+    """The length of the record that begins at an offset; None at the end of the file."""
+    header = file.read(_HEADER.size)
+    if not header:
+        return None
+    if len(header) < _HEADER.size:
+        raise ValueError(f"ends within a record at byte {offset}")
+    length, length_crc = _HEADER.unpack(header)
+    if length_crc != _masked_crc(header[:8]):
+        raise ValueError(f"damaged record length at byte {offset}")
+    return length
 
 
 def read(file: BinaryIO) -> Iterator[bytes]:
     """Yields the records of an open file, each verified against its checksums.
 
     Raises:
-        ValueError: a checksum differs or the file ends within a record; the message has the record's byte offset.
+        ValueError: as `RecordBuffer.read`.
     """
-    while True:
+    buffer = RecordBuffer()
+    while (record := buffer.read(file)) is not None:
+        yield bytes(record)
+
+
+def skip(file: BinaryIO, records: int) -> None:
+    """Hops over the next records of an open, seekable file without reading them.
+
+    Raises:
+        ValueError: their lengths are damaged, or the file ends before.
+    """
+    for _ in range(records):
         offset = file.tell()
-        header = file.read(_HEADER.size)
-        if not header:
-            return
-        if len(header) < _HEADER.size:
-            raise ValueError(f"ends within a record at byte {offset}")
-        length, length_crc = _HEADER.unpack(header)
-        if length_crc != _masked_crc(header[:8]):
-            raise ValueError(f"damaged record length at byte {offset}")
-        record, footer = file.read(length), file.read(_FOOTER.size)
-        if len(record) < length or len(footer) < _FOOTER.size:
-            raise ValueError(f"ends within a record at byte {offset}")
-        if _FOOTER.unpack(footer)[0] != _masked_crc(record):
-            raise ValueError(f"damaged record at byte {offset}")
-        yield record
+        length = _read_length(file, offset)
+        if length is None:
+            raise ValueError(_ends_early(offset))
+        file.seek(length + _FOOTER.size, io.SEEK_CUR)
+
+
+def _ends_early(offset: int) -> str:
+    return f"ends at byte {offset}, where another record is due"
 
 
 def pick(file: BinaryIO, indices: Sequence[int]) -> Iterator[bytes]:
@@ -94,23 +143,18 @@ def pick(file: BinaryIO, indices: Sequence[int]) -> Iterator[bytes]:
     Raises:
         ValueError: a checksum differs, or the file ends before.
     """
-    records, position = read(file), 0
-    for index in indices:
-        for _ in range(position, index):
-            header = file.read(_HEADER.size)
-            if len(header) < _HEADER.size:
-                raise ValueError(f"ends before record {index}")
-            file.seek(_HEADER.unpack(header)[0] + _FOOTER.size, io.SEEK_CUR)
-        record = next(records, None)
+    buffer = RecordBuffer()
+    for before, index in itertools.pairwise((-1, *indices)):
+        skip(file, index - before - 1)
+        record = buffer.read(file)
         if record is None:
-            raise ValueError(f"ends before record {index}")
-        yield record
-        position = index + 1
+            raise ValueError(_ends_early(file.tell()))
+        yield bytes(record)
 
 
 def checksum(file: BinaryIO) -> int:
     """The CRC-32C of the rest of an open file."""
     crc = 0
     while chunk := file.read(_CHUNK_BYTES):
-        crc = google_crc32c.extend(crc, chunk)
+        crc = crc32c(chunk, crc)
     return crc

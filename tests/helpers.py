@@ -1,6 +1,8 @@
 """What several tests use."""
 
 import io
+import threading
+import time
 
 import keras
 import numpy as np
@@ -59,6 +61,19 @@ class Terminal(io.StringIO):
 
     def isatty(self):
         return True
+
+
+def readers():
+    """The threads of `pipeline.stream` that run."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("reader ")]
+
+
+def all_readers_end():
+    """Whether they do within seconds."""
+    deadline = time.monotonic() + 10
+    while readers() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not readers()
 
 
 def encoded(rgb, image_format="PNG", **options):

@@ -1,5 +1,7 @@
+import gc
 import itertools
 import os
+import weakref
 
 import numpy as np
 import pytest
@@ -9,10 +11,12 @@ from pipeline import example, reader, tensors
 from pipeline.batches import ONE_HOST, Batches
 from pipeline.errors import UserError
 from pipeline.shards import TRAIN, VALIDATION
+from pipeline.stream import Stream
+from tests.helpers import all_readers_end, readers
 
 
 def by_key(dataset, split):
-    return {found["key"].decode(): found for found in reader.examples(dataset, split).as_numpy_iterator()}
+    return {found.key: found for found in reader.examples(dataset, split)}
 
 
 def fingerprints(batches):
@@ -45,7 +49,7 @@ def test_batches_are_float32_of_fixed_shapes(dataset):
 
 def test_an_epoch_shows_every_example_but_a_partial_batch_once(compact_dataset):
     all_of_them = sorted(
-        float(np.sum(f["ab_224"] * 1e3, dtype=np.float64)) for f in by_key(compact_dataset, TRAIN).values()
+        float(np.sum(f.tensors["ab_224"] * 1e3, dtype=np.float64)) for f in by_key(compact_dataset, TRAIN).values()
     )
     count = len(all_of_them)
     assert count % 4  # the dataset is uneven, or this shows nothing
@@ -100,7 +104,7 @@ def test_a_flip_mirrors_all_tensors_of_an_example_and_half_of_the_examples(compa
 @pytest.mark.parametrize("batch_size", [1, 4, 9, 50])
 def test_validation_shows_every_example_exactly_once(compact_dataset, batch_size):
     expected = sorted(
-        float(np.sum(f["ab_224"] * 1e3, dtype=np.float64)) for f in by_key(compact_dataset, VALIDATION).values()
+        float(np.sum(f.tensors["ab_224"] * 1e3, dtype=np.float64)) for f in by_key(compact_dataset, VALIDATION).values()
     )
     seen = []
     for batch in validation(compact_dataset, batch_size).as_numpy_iterator():
@@ -173,13 +177,13 @@ def test_keys_of_a_batch(compact_dataset):
     stream = train(compact_dataset, epochs=range(2)).as_numpy_iterator()
     for position, batch in enumerate(stream):
         keys = Batches(compact_dataset, 4).keys(1, *divmod(position, steps))
-        np.testing.assert_array_equal(np.stack([found[key]["ab_224"] for key in keys]), batch["ab_224"])
+        np.testing.assert_array_equal(np.stack([found[key].tensors["ab_224"] for key in keys]), batch["ab_224"])
 
 
 @pytest.mark.parametrize("hosts", [2, 3])
 def test_hosts_validate_every_example_exactly_once(compact_dataset, hosts):
     expected = sorted(
-        float(np.sum(f["ab_224"] * 1e3, dtype=np.float64)) for f in by_key(compact_dataset, VALIDATION).values()
+        float(np.sum(f.tensors["ab_224"] * 1e3, dtype=np.float64)) for f in by_key(compact_dataset, VALIDATION).values()
     )
     seen, lengths = [], set()
     for host in range(hosts):
@@ -211,3 +215,36 @@ def test_a_batch_that_hosts_cannot_share_is_refused(compact_dataset):
 def test_a_budget_that_holds_no_batch_is_refused(compact_dataset):
     with pytest.raises(UserError, match=r"input_memory_mib is 4; batches of 12 from .* need \d+ MiB on each of 1"):
         train(compact_dataset, 12, memory_bytes=4 << 20)
+
+
+def test_iterated_twice_batches_are_the_same(compact_dataset):
+    batches = train(compact_dataset)
+    once = fingerprints(itertools.islice(batches, 3))
+    assert fingerprints(batches)[: len(once)] == once
+
+
+def test_two_cannot_share_the_batches_of_one(compact_dataset):
+    batches = Batches(compact_dataset, 4).train(1, range(1))
+    with pytest.raises(tf.errors.OpError, match="two iterate at once"):
+        list(tf.data.Dataset.zip(batches, batches))
+
+
+def test_batches_that_nobody_wants_any_more_are_not_read(compact_dataset):
+    batches = Batches(compact_dataset, 4, memory_bytes=90 << 20)
+    next(iter(batches.train(1, range(1000))))
+    assert readers()
+    batches.close()
+    assert all_readers_end()
+
+
+def test_at_its_end_a_stream_lets_go_of_its_memory(compact_dataset, monkeypatch):
+    """TensorFlow keeps for ever what it was given to call."""
+    made = []
+    monkeypatch.setattr(
+        "pipeline.batches.Stream", lambda *args: made.append(weakref.ref(found := Stream(*args))) or found
+    )
+    for _ in Batches(compact_dataset, 4).validation():
+        pass
+    gc.collect()
+    assert len(made) == 1
+    assert made[0]() is None

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from apache_beam.io.filesystems import FileSystems
 
 from beam_jobs import embed, storage
@@ -62,12 +61,12 @@ def check_features(folder, config, relative):
     extractor = models.create_extractor(config.model, config.seed)
     count = 0
     for split in SPLITS:
-        for each in reader.examples(dataset, split).as_numpy_iterator():
-            picture = each["l_299"]
+        for each in reader.examples(dataset, split):
+            picture = each.tensors["l_299"]
             expected = extractor(np.stack([picture, picture[:, ::-1]])).numpy()
-            own = found[each["key"].decode()]
+            own = found[each.key]
             assert np.abs(own - expected).max() <= relative * np.abs(expected).max()
-            others = [values for key, values in found.items() if key != each["key"].decode()]
+            others = [values for key, values in found.items() if key != each.key]
             assert all((own != other).any() for other in others)
             count += 1
     assert count == len(found) == dataset.manifest.examples
@@ -237,8 +236,10 @@ def test_a_sidecar_out_of_line_stops_training(embedded):
     """Its keys are compared with those of the shard, record by record."""
     dataset = reader.open_dataset(str(embedded))
     reverse(longest_sidecar(dataset, VALIDATION))
-    with pytest.raises(tf.errors.InvalidArgumentError):
-        list(Batches(dataset, 4, features=True).validation())
+    batches = Batches(dataset, 4, features=True)
+    message = "validation-.*features is damaged: features of .* where those of .* belong; run beam_jobs.embed again"
+    with pytest.raises(UserError, match=message), batches.naming_failures():
+        list(batches.validation())
 
 
 def test_keys_of_a_batch_with_features(embedded):

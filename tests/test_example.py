@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline import example, example_pb2, tensors
+from pipeline import example, tensors
 from pipeline.errors import UserError
 from pipeline.example import Example
 
@@ -104,11 +104,11 @@ def test_unknown_layout_is_one_line():
 )
 def test_bytes_are_those_of_protobuf(features, length):
     features["long"] = bytes(length)
-    message = example_pb2.Example()
+    message = tf.train.Example()
     for name, value in features.items():
         message.features.feature[name].bytes_list.value.append(value)
     record = example.serialize(features)
-    assert example_pb2.Example.FromString(record) == message
+    assert tf.train.Example.FromString(record) == message
     names = sorted(name.encode() for name in features)
     if not any(second.startswith(first) for first, second in itertools.pairwise(names)):
         # Where a name begins another, protobuf's C library puts the longer one first, and promises no order at all.

@@ -21,11 +21,11 @@ def sample(dataset, count, seed=0, split=TRAIN):
 
 
 def test_a_sample_is_of_examples_as_they_are_stored(dataset):
-    expected = {each["key"].decode(): each for each in reader.examples(dataset, TRAIN).as_numpy_iterator()}
+    expected = {each.key: each for each in reader.examples(dataset, TRAIN)}
     shown = sample(dataset, 20)
     assert len({each.key for each in shown}) == 20
     for each in shown:
-        np.testing.assert_allclose(each.tensors["ab_224"], expected[each.key]["ab_224"], atol=1e-6)
+        np.testing.assert_allclose(each.tensors["ab_224"], expected[each.key].tensors["ab_224"], atol=1e-6)
 
 
 def test_another_seed_shows_others_the_same_seed_the_same(compact_dataset):

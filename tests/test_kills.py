@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import example, reader
+from pipeline import example
 from pipeline.batches import Batches
 from pipeline.shards import TRAIN
 from tests.worker import fingerprint
@@ -66,8 +66,8 @@ def test_ten_kills_leave_no_trace(compact_dataset, tmp_path):
 
     layout = example.layout(compact_dataset.manifest.layout)
     paths = [compact_dataset.path(shard) for shard in compact_dataset.manifest.splits[TRAIN].shards]
-    records = [reader.parse(record, layout) for record in tf.data.TFRecordDataset(paths)]
-    keys = {fingerprint(each["l_224"].numpy()): each["key"].numpy().decode() for each in records}
+    records = [example.stored(record.numpy(), layout) for record in tf.data.TFRecordDataset(paths)]
+    keys = {fingerprint(values["l_224"]): key for key, values in records}
     assert len(keys) == len(records)
     batches = trained_on(tmp_path / "parts.seen")
     assert batches == trained_on(tmp_path / "whole.seen")

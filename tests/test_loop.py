@@ -85,12 +85,18 @@ def test_first_loss_is_the_mean_over_the_batch_of_the_untrained_model(
     assert scalars(tmp_path, "loss")[1] == pytest.approx(float(tf.reduce_mean(losses)), rel=1e-5)
 
 
+def batches_of_one(dataset):
+    """The validation split as its records say, an example at a time."""
+    for each in reader.examples(dataset, "validation"):
+        yield {name: tf.constant(values[None]) for name, values in each.tensors.items()}
+
+
 def test_validation_loss_is_the_mean_over_examples(config, compact_dataset, two_replicas, tmp_path):
     config.epochs_per_learning_rate = (1, 1)
     state = train(config, compact_dataset, tmp_path, two_replicas)
     losses = [
         float(state.model.loss(state.model.outputs(example, training=False), example)[0])
-        for example in reader.examples(compact_dataset, "validation").batch(1)
+        for example in batches_of_one(compact_dataset)
     ]
     assert len(losses) == compact_dataset.manifest.splits["validation"].examples
     assert state.validation_losses[-1] == pytest.approx(np.mean(losses), rel=1e-5)
@@ -224,7 +230,7 @@ def test_tensorboard_tags_steps_and_values(config, compact_dataset, tmp_path):
 def check_validation(model, dataset, found):
     """Compares with means over pictures that NumPy makes of what the model says."""
     pairs = []
-    for each in reader.examples(dataset, "validation").batch(1):
+    for each in batches_of_one(dataset):
         ab = model.ab(model.outputs(each, training=False))
         lightness = each["l_224"][0] * 50 + 50
         labs = [np.concatenate([lightness, values[0] * 128], axis=-1) for values in (ab, each["ab_224"])]
@@ -267,7 +273,7 @@ def test_panel_shows_the_same_pictures_each_epoch_gray_predicted_and_true(config
     before, after = (tf.io.decode_png(panel[2]).numpy().astype(int) for panel in (first_epoch, second_epoch))
     gray, predicted, truth = (before[:, start : start + 224] for start in (0, 224, 448))
     assert np.ptp(gray, axis=-1).max() <= 2
-    first = next(iter(reader.examples(compact_dataset, "validation")))
+    first = next(reader.examples(compact_dataset, "validation")).tensors
     lab = np.concatenate([color.denormalize_l(first["l_224"]), color.denormalize_ab(first["ab_224"])], axis=-1)
     assert np.abs(truth - color.lab_to_rgb(lab)).max() <= 1
     assert (after[:, 448:] == truth).all()
@@ -309,7 +315,7 @@ def test_a_shard_damaged_inside_is_named(config, compact_dataset, tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match="train-00002-of-00007.tfrecord is damaged: checksum"):
+    with pytest.raises(UserError, match="train-00002-of-00007.tfrecord is damaged: damaged record at byte"):
         train(config, reader.open_dataset(str(damaged)), tmp_path / "run")
 
 
@@ -375,7 +381,7 @@ def test_a_manifest_that_promises_more_than_there_is(config, compact_dataset, tm
     split = dataclasses.replace(split, shards=shards, listed=listed, written=written)
     manifest = dataclasses.replace(manifest, splits={**manifest.splits, "train": split})
     (promised / "dataset.json").write_text(manifest.to_json())
-    with pytest.raises(UserError, match="data cannot be read: .*; make it again"):
+    with pytest.raises(UserError, match="train-00000-of-00007.tfrecord is damaged: it ends before its last record"):
         train(config, reader.open_dataset(str(promised)), tmp_path / "run")
 
 

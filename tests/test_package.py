@@ -31,7 +31,7 @@ def test_wheel_holds_every_package_and_imports_without_the_checkout(tmp_path):
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
     for name in (
-        "pipeline/example_pb2.py",
+        "pipeline/example.py",
         "beam_jobs/preprocess.py",
         "trainer/models/koalarization.py",
         "configs/demo.py",

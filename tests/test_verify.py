@@ -10,10 +10,11 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import cli, example, example_pb2, manifest, tfrecord, verify
+from pipeline import cli, example, manifest, tfrecord, verify
 from pipeline.errors import UserError
 from tests.helpers import Terminal, encoded, noise
 from tests.test_preprocess import error_of, run
@@ -158,7 +159,7 @@ def test_values_out_of_range_and_three_channels_that_differ(datasets, tmp_path, 
         folder = Path(shutil.copytree(datasets["full"].directory, tmp_path / name))
 
         def damage(records, name=name, value=value):
-            message = example_pb2.Example.FromString(records[0])
+            message = tf.train.Example.FromString(records[0])
             stored = message.features.feature[name].bytes_list.value
             stored[0] = np.float16(value).tobytes() + stored[0][2:]
             return [message.SerializeToString(deterministic=True), *records[1:]]

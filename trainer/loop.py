@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
@@ -10,7 +9,7 @@ from ml_collections import ConfigDict
 
 from pipeline import reader
 from pipeline.batches import Batches
-from pipeline.errors import UserError, one_line
+from pipeline.errors import UserError
 from pipeline.reader import Dataset
 from pipeline.shards import TRAIN, VALIDATION
 from trainer import models, optimizer, replicas, schedule, workdir
@@ -63,8 +62,7 @@ def train_and_evaluate(
             summaries = Summaries(work_dir, replicas.is_chief(strategy))
             run = Run(config, dataset, strategy, state, features, checkpoints, summaries, stop)
             try:
-                with _naming_damage(dataset):
-                    run.train(epochs)
+                run.train(epochs)
             except Stop:
                 run.save()
                 _LOGGER.info("stopped at step %d, which is saved; the same command goes on from there", state.step)
@@ -93,25 +91,6 @@ def _resume(checkpoints: Checkpoints, strategy: tf.distribute.Strategy, state: T
         )
     if state.step:
         _LOGGER.info("goes on from step %d", state.step)
-
-
-@contextlib.contextmanager
-def _naming_damage(dataset: Dataset) -> Iterator[None]:
-    """Says of a failure to read within the block which file of the dataset is to blame.
-
-    Raises:
-        UserError: one is.
-    """
-    try:
-        yield
-    except (
-        tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.InvalidArgumentError, StopIteration
-    ) as error:  # fmt: skip
-        dataset.check_sizes()
-        dataset.check_contents()
-        if isinstance(error, tf.errors.InvalidArgumentError):  # the dataset is whole: it is not to blame
-            raise
-        raise UserError(f"dataset {dataset.directory} cannot be read: {one_line(error)}; make it again") from error
 
 
 def _check(config: ConfigDict) -> None:

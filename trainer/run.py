@@ -14,7 +14,7 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from pipeline import example, reader
+from pipeline import example, reader, tensors
 from pipeline.batches import Batches
 from pipeline.errors import UserError
 from pipeline.reader import Batch, Dataset
@@ -121,6 +121,7 @@ class Run:
         layout = example.layout(dataset.manifest.layout)
         self._steps = Steps(strategy, state.model, state.optimizer, layout, config)
         self._steps_per_epoch = self._batches.steps_per_epoch
+        self._validation = strategy.distribute_datasets_from_function(self._batches.validation)
         self._has_validation = dataset.manifest.splits[VALIDATION].examples > 0
         if not self._has_validation:
             _LOGGER.warning("no validation split: no validation loss, and the panel shows pictures that are trained on")
@@ -133,12 +134,13 @@ class Run:
 
         Raises:
             Stop: somebody asked for it; the state is that after a whole step.
+            UserError: the dataset cannot be read, or a loss is not finite.
         """
-        if self._state.step and self._at_end_of_epoch and not self._is_validated:
-            self._finish_epoch()
-        epoch, first_step = divmod(self._state.step, self._steps_per_epoch)
-        batches = iter(self._distribute_train(range(epoch, epochs), first_step))
-        with contextlib.closing(self._profiler):
+        with contextlib.closing(self._profiler), contextlib.closing(self._batches), self._batches.naming_failures():
+            if self._state.step and self._at_end_of_epoch and not self._is_validated:
+                self._finish_epoch()
+            epoch, first_step = divmod(self._state.step, self._steps_per_epoch)
+            batches = iter(self._distribute_train(range(epoch, epochs), first_step))
             while epoch < epochs:
                 self._train_epoch(batches, f"epoch {epoch + 1}/{epochs}")
                 self._finish_epoch()
@@ -257,7 +259,7 @@ class Run:
             Stop: somebody asked for it.
         """
         totals = np.zeros(5)
-        for batch in self._strategy.distribute_datasets_from_function(self._batches.validation):
+        for batch in self._validation:
             sums = self._steps.validate(batch, self._asked())
             if self._stops(sums.stops):
                 raise Stop
@@ -276,7 +278,9 @@ class Run:
         pictures = self._config.panel_pictures
         if pictures > 0:
             split = VALIDATION if self._has_validation else TRAIN
-            examples = reader.examples(self._dataset, split, self._features).take(pictures)
-            batch = next(iter(examples.batch(pictures)))
-            shown = {name: values for name, values in batch.items() if values.dtype == tf.float32}
-            self._summaries.panel(self._state.step, self._steps.draw(shown))
+            shown = list(itertools.islice(reader.examples(self._dataset, split), pictures))
+            batch = {name: np.stack([each.tensors[name] for each in shown]) for name in tensors.SHAPES}
+            if self._features:
+                views = itertools.islice(reader.features(self._dataset, split), pictures)
+                batch["features"] = np.stack([features[0] for features in views])
+            self._summaries.panel(self._state.step, self._steps.draw(batch))
