@@ -240,9 +240,13 @@ def test_batches_that_nobody_wants_any_more_are_not_read(compact_dataset):
 def test_at_its_end_a_stream_lets_go_of_its_memory(compact_dataset, monkeypatch):
     """TensorFlow keeps for ever what it was given to call."""
     made = []
-    monkeypatch.setattr(
-        "pipeline.batches.Stream", lambda *args: made.append(weakref.ref(found := Stream(*args))) or found
-    )
+
+    def make(*args):
+        stream = Stream(*args)
+        made.append(weakref.ref(stream))
+        return stream
+
+    monkeypatch.setattr("pipeline.batches.Stream", make)
     for _ in Batches(compact_dataset, 4).validation():
         pass
     gc.collect()
