@@ -4,7 +4,7 @@
 
 | way        | what it does                                                                                         |
 |------------|------------------------------------------------------------------------------------------------------|
-| read       | reads the bytes of the full layout's shards, 1 MiB at a time into one buffer: the limit              |
+| read       | reads the bytes of the full layout's shards, a thread for each core, 1 MiB at a time: the limit      |
 | full       | `pipeline.batches` on the full layout: tensors as they are stored, which the device unpacks          |
 | compact    | the same on the compact layout                                                                       |
 | unpacked   | full, unpacked to float32 on the CPU                                                                 |
@@ -26,6 +26,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ import numpy as np
 from beam_jobs import preprocess
 from benchmarks import harness, peers
 from pipeline import cli, example, manifest, tfrecord
+from pipeline.manifest import ShardInfo
 
 _LOGGER = logging.getLogger("benchmarks.input")
 _BATCH = 32
@@ -105,12 +107,17 @@ def _drop(folder: Path) -> None:
 
 
 def _read(folder: Path) -> Iterator[int]:
-    buffer = bytearray(_CHUNK)
-    for shard in itertools.cycle(manifest.read(str(folder)).splits["train"].shards):
+    def read(shard: ShardInfo) -> int:
+        buffer = bytearray(_CHUNK)
         with open(folder / shard.name, "rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
-        yield shard.examples
+        return shard.examples
+
+    shards = manifest.read(str(folder)).splits["train"].shards
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        while True:
+            yield from threads.map(read, shards)
 
 
 def _reader(folder: Path, unpacked: bool = False) -> Iterator[int]:
