@@ -76,7 +76,9 @@ class Benchmark:
 
     def _run_alone(self, way: str, work: Path) -> Figures:
         command = [sys.executable, "-m", self.module, f"--way={way}", f"--work={work}"]
-        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if result.returncode:
+            raise UserError(f"'{way}' ended with status {result.returncode}; what it said is above")
         return json.loads(result.stdout.splitlines()[-1])
 
 
@@ -104,6 +106,6 @@ def _cut() -> Iterator[bytes]:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of those that it started, without the start of Python."""
+    """Of this process, and of those that it started and that have ended."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system

@@ -30,7 +30,8 @@ from configs import koalarization
 from pipeline import cli
 
 _BATCH = 4
-_STEPS = 24  # an epoch: of the 96 pictures that are cut from photographs
+_PICTURES = 96
+_STEPS = _PICTURES // _BATCH  # an epoch
 _WARMING = 4
 _OPTIONS = ("--config=configs/koalarization.py", "--config.model.feature_weights=none")
 _WAYS = {  # bare or not, stored features, replicas
@@ -45,7 +46,7 @@ _WAYS = {  # bare or not, stored features, replicas
 
 def _store(pictures: list[bytes], work: Path) -> None:
     (work / "jpegs").mkdir()
-    for number, data in enumerate(pictures):
+    for number, data in enumerate(pictures[:: len(pictures) // _PICTURES][:_PICTURES]):
         (work / f"jpegs/{number:03d}.jpg").write_bytes(data)
     options = ["--config.dataset.train_shards=4", "--config.dataset.validation_fraction=0"]
     options += ["--config.dataset.filters.min_lightness=0", f"--source=images:{work}/jpegs", f"--output={work}/data"]
@@ -83,7 +84,8 @@ def _bare(config: ConfigDict, data: Path) -> harness.Figures:
     dataset = reader.open_dataset(str(data))
     features = config.features == "stored"
     stored = next(iter(Batches(dataset, _BATCH, features).train(1, range(1))))
-    batch = reader.unpack(stored, example.layout(dataset.manifest.layout))
+    layout = example.layout(dataset.manifest.layout)
+    batch = tf.function(lambda: reader.unpack(stored, layout))()
     model = models.create(config.model, config.seed, features)
     optimizer = keras.optimizers.Adam(1e-3)
     optimizer.build(model.network.trainable_variables)

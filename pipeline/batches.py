@@ -30,7 +30,8 @@ from pipeline.stream import Field, Row, Stream
 from pipeline.tfrecord import RecordBuffer
 
 _RUNTIME_BYTES = 64 << 20  # threads, functions, and what the allocator cannot use
-_BATCHES_ELSEWHERE = 3  # one is prefetched by tf.data, one is being handed on, one is not yet let go
+# tf.data prefetches one and hands one on, the devices' iterator another; one is not yet let go.
+_BATCHES_ELSEWHERE = 4
 _VALIDATION_AHEAD = 2  # batches, beside those that wait to be trained on
 ONE_HOST = tf.distribute.InputContext()
 
@@ -63,7 +64,7 @@ class Batches:
         self._memory_bytes = memory_bytes
         self._deterministic = deterministic
         self._held = held
-        self._failures: list[Exception] = []
+        self._failures: list[UserError] = []
         self._sources: list[_Source] = []
 
     @property
@@ -186,7 +187,7 @@ class Batches:
             yield
         except Exception as error:
             if self._failures and isinstance(error, (tf.errors.OpError, StopIteration)):
-                raise self._failures[0] from error
+                raise self._failures[0] from self._failures[0].__cause__
             raise
 
     def close(self) -> None:
@@ -247,6 +248,7 @@ class Batches:
                 value.set_shape((size, *field.shape))
             return dict(zip(fields, values, strict=True))
 
+        # Filled ahead they are already; with deterministic operations tf.data does not prefetch behind a function.
         return tf.data.Dataset.range(steps * parts).map(take).prefetch(parts).with_options(_options())
 
     def _lanes(self, context: tf.distribute.InputContext) -> int:
@@ -348,17 +350,17 @@ def _options() -> tf.data.Options:
 
 
 class _Source:
-    """Hands the batches of a stream to tf.data, one after the other; whoever iterates anew gets a stream of his own.
+    """Hands the batches of a stream to tf.data, one after the other, to one iterator at a time; the next begins anew.
 
     TensorFlow never lets go of a Python function that it was given, and so of this: streams are closed at their end.
 
     Args:
         open_stream: makes one.
         count: batches that it has.
-        failures: where what its readers raise is kept, of which tf.data makes an error of its own.
+        failures: where users' errors are kept, of which tf.data makes errors of its own.
     """
 
-    def __init__(self, open_stream: Callable[[], Stream], count: int, failures: list[Exception]):
+    def __init__(self, open_stream: Callable[[], Stream], count: int, failures: list[UserError]):
         self._open_stream = open_stream
         self._count = count
         self._failures = failures
@@ -376,11 +378,14 @@ class _Source:
             if number == 0:
                 self.close()
                 self._stream, self._next = self._open_stream(), 0
-            if self._stream is None or number != self._next:
+            stream = self._stream
+            if stream is None:
+                raise RuntimeError(f"batch {number} is asked for, but the stream is closed")
+            if number != self._next:
                 raise RuntimeError(f"batch {number} is asked for where {self._next} is due: two iterate at once")
             try:
-                arrays = self._stream.take()
-            except Exception as error:
+                arrays = stream.take()
+            except UserError as error:
                 self._failures.append(error)
                 raise
             self._next += 1
@@ -389,10 +394,10 @@ class _Source:
             return list(arrays.values())
 
     def close(self) -> None:
-        """Ends the stream that is open."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        """Ends the stream that is open; whoever waits for a batch of it does so no more."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
 
 
 _Decode = Callable[[memoryview], tuple[str, Row]]

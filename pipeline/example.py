@@ -20,6 +20,8 @@ import numpy as np
 from pipeline import tensors
 from pipeline.errors import UserError
 
+_MOST_LENGTH_BITS = 31  # of a message, in protobuf
+
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
@@ -156,17 +158,22 @@ def parse(record: bytes | memoryview) -> dict[str, memoryview]:
     """
     try:
         values = {}
-        for _, features in _parts(memoryview(record)):
-            for _, entry in _parts(features):
-                (_, key), (_, feature) = _parts(entry)
-                ((kind, bytes_list),) = _parts(feature)
-                ((_, value),) = _parts(bytes_list)
-                if kind != 1:
-                    raise ValueError(f"a feature of kind {kind}")
-                values[str(key, "utf-8")] = value
+        for features in _contents(memoryview(record), 1):
+            for entry in _contents(features, 1):
+                parts = dict(_parts(entry))
+                (bytes_list,) = _contents(parts[2], 1)
+                (values[str(parts[1], "utf-8")],) = _contents(bytes_list, 1)
         return values
-    except (IndexError, ValueError) as error:
-        raise ValueError(f"no example of single byte strings: {error}") from error
+    except (IndexError, KeyError, ValueError) as error:
+        raise ValueError(f"no example of single byte strings: {error!r}") from error
+
+
+def _contents(message: memoryview, field: int) -> list[memoryview]:
+    """The contents of a message that has nothing but one field, any number of times."""
+    parts = list(_parts(message))
+    if any(number != field for number, _ in parts):
+        raise ValueError(f"fields {[number for number, _ in parts]} where only {field} is due")
+    return [content for _, content in parts]
 
 
 def _parts(message: memoryview) -> Iterator[tuple[int, memoryview]]:
@@ -174,7 +181,7 @@ def _parts(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     position = 0
     while position < len(message):
         tag, length, shift = message[position], 0, 0
-        if tag & 7 != 2:
+        if tag > 0x7F or tag & 7 != 2:
             raise ValueError(f"tag {tag}")
         while True:
             position += 1
@@ -182,6 +189,8 @@ def _parts(message: memoryview) -> Iterator[tuple[int, memoryview]]:
             if message[position] <= 0x7F:
                 break
             shift += 7
+            if shift > _MOST_LENGTH_BITS:
+                raise ValueError("a length without end")
         position += 1 + length
         if position > len(message):
             raise ValueError(f"{position - len(message)} bytes are missing")

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from pipeline.errors import UserError, one_line
 
 LOCAL_BUFFER_BYTES = 8 << 10  # more is read past it, straight to where it belongs
-REMOTE_BUFFER_BYTES = 4 << 20  # of one request
+REMOTE_BUFFER_BYTES = 512 << 10  # what TensorFlow asks a file system for at a time
 
 
 def open_binary(path: str) -> BinaryIO:
@@ -34,8 +34,6 @@ class _RemoteFile(io.RawIOBase):
         self._path = path
         self._file = tf.io.gfile.GFile(path, "rb")
         with _os_errors(path):
-            if not tf.io.gfile.exists(path):
-                raise FileNotFoundError(f"{path} does not exist")
             self._file.read(0)  # opens it
 
     def readable(self) -> bool:
@@ -129,5 +127,7 @@ def _os_errors(path: str) -> Iterator[None]:
 
     try:
         yield
+    except tf.errors.NotFoundError as error:
+        raise FileNotFoundError(f"{path} does not exist") from error
     except tf.errors.OpError as error:
         raise OSError(error.message) from error

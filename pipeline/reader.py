@@ -79,17 +79,17 @@ def naming_damage(path: str, advice: str) -> Iterator[None]:
 
     Args:
         path: of a shard or sidecar.
-        advice: what to do then.
+        advice: what to do where it is missing or damaged.
 
     Raises:
-        UserError: it is missing, or not what was written.
+        UserError: it is missing, cannot be reached, or is not what was written.
     """
     try:
         yield
     except FileNotFoundError as error:
         raise UserError(f"shard {path} is missing; {advice}") from error
     except OSError as error:
-        raise UserError(f"shard {path} cannot be read: {one_line(error)}; {advice}") from error
+        raise UserError(f"shard {path} cannot be read: {one_line(error)}; start again once it can") from error
     except ValueError as error:
         raise UserError(f"shard {path} is damaged: {one_line(error)}; {advice}") from error
 

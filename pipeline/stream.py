@@ -1,11 +1,14 @@
 """Fills batches ahead of whoever takes them: readers, a thread each, copy rows to where they belong in NumPy arrays.
 
-Threads suffice, for what takes time leaves Python's lock to others: reading files, checksums, and copying.
+Threads suffice: reading local files, checksums and copying, which take the time, leave Python's lock to others.
 """
 
+import atexit
+import functools
 import itertools
 import math
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -13,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 Row = Mapping[str, np.ndarray | np.generic | float]
+_PATIENCE_SECONDS = 5
 _ALIGNMENT = 64  # bytes: TensorFlow takes such memory as it is, and copies any other
 
 
@@ -46,41 +50,59 @@ class Stream:
     ):
         self._size = size
         self._ahead = ahead
-        self._deterministic = deterministic
         self._memory = {name: _Memory((size, *field.shape), field.dtype) for name, field in fields.items()}
         self._filling: dict[int, _Batch] = {}
         self._taken = 0
-        self._places = itertools.count()
-        self._running = len(readers)
-        self._closed = False
+        self._end: float = math.inf  # the first batch that a reader's failure leaves a hole in
         self._failure: BaseException | None = None
+        self._closed = False
+        self._running = len(readers)
         self._changed = threading.Condition()
-        for number, reader in enumerate(readers):
-            places = itertools.count(number, len(readers)) if deterministic else self._places
-            threading.Thread(target=self._run, args=(reader, places), name=f"reader {number}", daemon=True).start()
+        anywhere = itertools.count()
+        self._threads = [
+            threading.Thread(
+                target=self._run,
+                args=(reader, itertools.count(number, len(readers)) if deterministic else anywhere),
+                name=f"reader {number}",
+                daemon=True,
+            )
+            for number, reader in enumerate(readers)
+        ]
+        # Before the interpreter goes: it ends threads that it finds within TensorFlow by an abort of the process.
+        atexit.register(self.close)
+        for thread in self._threads:
+            thread.start()
 
     def take(self) -> dict[str, np.ndarray]:
         """The next batch; its memory is used again once nobody refers to it.
 
         Raises:
-            Exception: what a reader raised.
+            Exception: what a reader raised, once all batches before it are taken.
+            EOFError: the readers have no more rows.
+            RuntimeError: the stream is closed.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._failure or self._is_full(self._taken) or not self._running)
-            if self._failure is not None:
-                raise self._failure
+            self._changed.wait_for(
+                lambda: self._is_full(self._taken) or self._closed or self._taken >= self._end or not self._running
+            )
+            if self._closed:
+                raise RuntimeError("the stream is closed")
             if not self._is_full(self._taken):
-                raise EOFError(f"the readers ended before batch {self._taken} was full")
+                raise self._failure or EOFError(f"the readers ended before batch {self._taken} was full")
             batch = self._filling.pop(self._taken)
             self._taken += 1
             self._changed.notify_all()
         return batch.arrays
 
     def close(self) -> None:
-        """Ends the readers, whatever they have read."""
+        """Ends the readers, whatever they have read, and waits for them, unless they are long in coming."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        for thread in self._threads:
+            thread.join(max(0, deadline - time.monotonic()))
+        atexit.unregister(self.close)
 
     def _is_full(self, number: int) -> bool:
         return number in self._filling and self._filling[number].missing == 0
@@ -89,7 +111,10 @@ class Stream:
         try:
             self._fill(reader, places)
         except BaseException as error:
-            self._failure = error
+            with self._changed:
+                number = next(places) // self._size
+                if number < self._end:
+                    self._end, self._failure = number, error
         finally:
             with self._changed:
                 self._running -= 1
@@ -101,8 +126,8 @@ class Stream:
             batch = self._wait_for_room(number)
             if batch is None:
                 return
-            for name, value in values.items():
-                batch.arrays[name][row] = value
+            for name, array in batch.arrays.items():
+                array[row] = values[name]
             with self._changed:
                 batch.missing -= 1
                 if not batch.missing:
@@ -111,8 +136,8 @@ class Stream:
     def _wait_for_room(self, number: int) -> "_Batch | None":
         """A batch that may be filled now; None where nobody wants it any more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or number < self._taken + self._ahead)
-            if self._closed:
+            self._changed.wait_for(lambda: self._closed or number >= self._end or number < self._taken + self._ahead)
+            if self._closed or number >= self._end:
                 return None
             if number not in self._filling:
                 self._filling[number] = _Batch({name: own.array() for name, own in self._memory.items()}, self._size)
@@ -137,6 +162,7 @@ class _Memory:
         self._shape = shape
         self._dtype = np.dtype(dtype)
         self._free: list[np.ndarray] = []
+        self._lent: dict[int, weakref.ref] = {}
 
     def array(self) -> np.ndarray:
         """An array with any content."""
@@ -146,8 +172,12 @@ class _Memory:
             memory = self._allocate()
         # NumPy's views refer to the array that has the memory; through a memoryview, to this one, which can be watched.
         flat = np.frombuffer(memory.data, self._dtype)
-        weakref.finalize(flat, self._free.append, memory).atexit = False
+        self._lent[id(memory)] = weakref.ref(flat, functools.partial(self._take_back, memory))
         return flat.reshape(self._shape)
+
+    def _take_back(self, memory: np.ndarray, _: weakref.ref) -> None:
+        del self._lent[id(memory)]
+        self._free.append(memory)
 
     def _allocate(self) -> np.ndarray:
         size = math.prod(self._shape) * self._dtype.itemsize

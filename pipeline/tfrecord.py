@@ -18,6 +18,7 @@ OVERHEAD_BYTES = _HEADER.size + _FOOTER.size
 # A shard is shuffled and skipped by runs of so many records: few enough to mix well, enough to be read at full speed.
 SEGMENT_RECORDS = 32
 _CHUNK_BYTES = 1 << 20
+_MOST_BYTES = 1 << 31  # of an example; more is damage that its checksum does not show
 
 
 class Writable(Protocol):
@@ -101,6 +102,8 @@ def _read_length(file: BinaryIO, offset: int) -> int | None:
     length, length_crc = _HEADER.unpack(header)
     if length_crc != _masked_crc(header[:8]):
         raise ValueError(f"damaged record length at byte {offset}")
+    if length > _MOST_BYTES:
+        raise ValueError(f"a record of {length} bytes at byte {offset}")
     return length
 
 

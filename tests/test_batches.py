@@ -1,6 +1,9 @@
 import gc
 import itertools
 import os
+import subprocess
+import sys
+import time
 import weakref
 
 import numpy as np
@@ -8,11 +11,12 @@ import pytest
 import tensorflow as tf
 
 from pipeline import example, reader, tensors
-from pipeline.batches import ONE_HOST, Batches
+from pipeline.batches import _BATCHES_ELSEWHERE, ONE_HOST, Batches
 from pipeline.errors import UserError
 from pipeline.shards import TRAIN, VALIDATION
-from pipeline.stream import Stream
+from pipeline.stream import Stream, _Memory
 from tests.helpers import all_readers_end, readers
+from trainer import replicas
 
 
 def by_key(dataset, split):
@@ -252,3 +256,52 @@ def test_at_its_end_a_stream_lets_go_of_its_memory(compact_dataset, monkeypatch)
     gc.collect()
     assert len(made) == 1
     assert made[0]() is None
+
+
+def test_of_a_directory_that_is_not_local_the_batches_are_the_same(compact_dataset):
+    """By a reader for each lane, and TensorFlow's file systems."""
+    remote = reader.open_dataset(f"file://{compact_dataset.directory}")
+    assert remote.is_remote
+    expected = train(compact_dataset, 12, epochs=range(2), first_step=1, flip=True)
+    assert fingerprints(train(remote, 12, epochs=range(2), first_step=1, flip=True)) == fingerprints(expected)
+
+
+LEAVING = """
+import sys
+from trainer import train
+from pipeline import reader
+from pipeline.batches import Batches
+stream = iter(Batches(reader.open_dataset(sys.argv[1]), 12).train(1, range(1000)))
+next(stream)
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_program_that_leaves_amid_a_stream_has_its_own_status(compact_dataset, scheme):
+    command = [sys.executable, "-c", LEAVING, f"{scheme}{compact_dataset.directory}"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (result.returncode, result.stderr) == (3, "")
+
+
+@pytest.mark.parametrize("hosts_replicas", [1, 2])
+def test_no_more_batches_are_in_memory_than_the_budget_counts(
+    compact_dataset, two_replicas, monkeypatch, hosts_replicas
+):
+    """While a replica holds one, and the others wait."""
+    made = []
+    allocate = _Memory._allocate
+    monkeypatch.setattr(_Memory, "_allocate", lambda self: made.append(self) or allocate(self))
+    batches = Batches(compact_dataset, 4, memory_bytes=90 << 20)
+    strategy = two_replicas if hosts_replicas == 2 else replicas.create_strategy(4, "one_device")
+    stream = iter(
+        strategy.distribute_datasets_from_function(lambda context: batches.train(1, range(50), 0, True, context))
+    )
+    for _ in range(40):
+        held = next(stream)
+        time.sleep(0.02)
+    assert held
+    each = max(made.count(memory) for memory in set(made)) / hosts_replicas
+    context = tf.distribute.InputContext(1, 0, hosts_replicas)
+    assert each <= batches._ahead(context) + _BATCHES_ELSEWHERE + 1
+    batches.close()

@@ -1,4 +1,5 @@
 import glob
+import os
 import shutil
 
 import keras
@@ -56,6 +57,49 @@ def test_newest_are_kept_and_leavings_of_the_killed_removed(tmp_path):
         checkpoints.save(number, network, optimizer, keep=2)
     assert checkpoints.steps() == [10, 15]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000010", "step-00000015"]
+
+
+class Killed(BaseException):
+    """What nobody catches."""
+
+
+@pytest.mark.parametrize("call", range(1, 6))
+def test_killed_at_any_change_of_the_folder_what_is_there_is_whole(tmp_path, monkeypatch, call):
+    """In a save for which leavings, a folder of that step and an old checkpoint go, the last amid its files."""
+    network, optimizer = state()
+    checkpoints, saved = Checkpoints(str(tmp_path)), {}
+    for number in (5, 10, 15, 20):
+        step(network, optimizer)
+        saved[number] = network.get_weights()[0]
+        if number < 20:
+            checkpoints.save(number, network, optimizer, keep=2)
+    for name in ("writing-abc", "step-00000020"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    calls = iter(range(1, call + 1))
+
+    def dying(operation):
+        def change_or_die(path, *args):
+            if next(calls) == call:
+                if os.path.isdir(path) and (files := os.listdir(path)) and operation is rmtree:
+                    os.remove(os.path.join(path, files[0]))
+                raise Killed
+            return operation(path, *args)
+
+        return change_or_die
+
+    rmtree = tf.io.gfile.rmtree
+    for name in ("makedirs", "rename", "rmtree"):
+        monkeypatch.setattr(tf.io.gfile, name, dying(getattr(tf.io.gfile, name)))
+    with pytest.raises(Killed):
+        checkpoints.save(20, network, optimizer, keep=2)
+    monkeypatch.undo()
+    other, other_optimizer = state()
+    found = Checkpoints(str(tmp_path)).restore(other, other_optimizer)
+    assert found == (20 if call == 5 else 15)
+    np.testing.assert_array_equal(other.get_weights()[0], saved[found])
+    checkpoints.save(25, network, optimizer, keep=2)
+    assert checkpoints.restore(other) == 25
+    assert all(path.name.startswith("step-") for path in (tmp_path / "checkpoints").iterdir())
 
 
 def test_what_fails_while_it_is_written_is_no_checkpoint(tmp_path, monkeypatch):

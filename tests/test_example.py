@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import itertools
 
@@ -92,6 +93,46 @@ def test_a_record_of_another_layout_is_refused():
     record = example.encode(make(5), example.LAYOUTS["compact"])
     with pytest.raises(ValueError, match="not a record of layout 'full'"):
         example.decode(record, example.LAYOUTS["full"])
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_an_example_or_refused(record):
+    with contextlib.suppress(ValueError):
+        example.parse(record)
+
+
+@given(st.data())
+def test_what_protobuf_refuses_is_refused(data):
+    """Of a record in which some bytes are others: nothing is read that is not there."""
+    record = bytearray(example.serialize({"key": b"value", "long": bytes(200)}))
+    for position in data.draw(st.lists(st.integers(0, len(record) - 1), min_size=1, max_size=3)):
+        record[position] = data.draw(st.integers(0, 255))
+    try:
+        found = example.parse(bytes(record))
+    except ValueError:
+        return
+    message = tf.train.Example.FromString(bytes(record))
+    expected = {name: feature.bytes_list.value[0] for name, feature in message.features.feature.items()}
+    assert {name: bytes(value) for name, value in found.items()} == expected
+
+
+@pytest.mark.parametrize(
+    "record",
+    [b"\n" + b"\xff" * 1_000_000 + b"\x01", b"\x82\x00", b"\xfa\x00", b"\x12\x00", b"\n\x02\x12\x00", b"\n\x05a"],
+)
+def test_malformed_messages_are_refused_at_once(record):
+    with pytest.raises(ValueError, match="no example of single byte strings"):
+        example.parse(record)
+
+
+def test_the_value_may_come_before_its_key():
+    """As protobuf allows, though nobody writes so."""
+    feature = b"\x0a\x03\x0a\x01v"
+    entry = b"\x12" + bytes([len(feature)]) + feature + b"\x0a\x01k"
+    features = b"\x0a" + bytes([len(entry)]) + entry
+    record = b"\x0a" + bytes([len(features)]) + features
+    assert tf.train.Example.FromString(record).features.feature["k"].bytes_list.value[0] == b"v"
+    assert example.parse(record) == {"k": b"v"}
 
 
 def test_unknown_layout_is_one_line():

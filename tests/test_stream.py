@@ -84,13 +84,51 @@ def test_no_more_is_read_ahead_than_asked_for():
     stream.close()
 
 
-def test_a_reader_that_fails_is_heard_of():
-    def failing():
-        yield row(0)
-        raise ValueError("no more")
+def failing(numbers, message):
+    yield from rows(numbers)
+    raise ValueError(message)
 
-    stream = Stream([failing(), rows([1, 3])], FIELDS, 2, 2)
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_reader_that_fails_is_heard_of_after_what_came_before(deterministic):
+    stream = Stream([failing(range(5), "no more")], FIELDS, 2, 8, deterministic)
+    assert taken(stream, 2) == [[0, 1], [2, 3]]
     with pytest.raises(ValueError, match="no more"):
+        stream.take()
+
+
+def test_of_two_that_fail_the_first_in_turn_is_heard_of():
+    """Whichever was the first in time."""
+    late = threading.Event()
+
+    def slow():
+        yield from rows([0, 2, 4])
+        late.wait(20)
+        raise ValueError("first")
+
+    stream = Stream([slow(), failing([1, 3, 5, 7, 9], "second")], FIELDS, 2, 8)
+    assert taken(stream, 3) == [[0, 1], [2, 3], [4, 5]]
+    late.set()
+    with pytest.raises(ValueError, match="first"):
+        stream.take()
+
+
+def test_a_row_that_lacks_a_field_is_heard_of():
+    stream = Stream([iter([{"number": 1}])], FIELDS, 1, 1)
+    with pytest.raises(KeyError, match="picture"):
+        stream.take()
+
+
+def test_closing_wakes_who_waits():
+    released = threading.Event()
+
+    def hanging():
+        released.wait(20)
+        yield row(0)
+
+    stream = Stream([hanging()], FIELDS, 1, 1)
+    threading.Timer(0.2, lambda: (released.set(), stream.close())).start()
+    with pytest.raises(RuntimeError, match="the stream is closed"):
         taken(stream, 2)
 
 

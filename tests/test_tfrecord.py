@@ -83,3 +83,15 @@ def test_a_picked_record_that_is_damaged_is_named():
     data[tfrecord.OVERHEAD_BYTES + 5 + 13] ^= 1
     with pytest.raises(ValueError, match="damaged record at byte 21"):
         list(tfrecord.pick(io.BytesIO(bytes(data)), [1]))
+
+
+@pytest.mark.parametrize("length", [1 << 40, (1 << 64) - 1])
+def test_a_length_that_cannot_be_is_refused(length):
+    """With the checksum that belongs to it."""
+    head = length.to_bytes(8, "little")
+    crc = google_crc32c.value(head)
+    masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+    data = head + masked.to_bytes(4, "little") + b"content"
+    for use in (lambda file: list(tfrecord.read(file)), lambda file: tfrecord.skip(file, 1)):
+        with pytest.raises(ValueError, match=f"a record of {length} bytes at byte 0"):
+            use(io.BytesIO(data))
