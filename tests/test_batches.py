@@ -271,15 +271,16 @@ import sys
 from trainer import train
 from pipeline import reader
 from pipeline.batches import Batches
-stream = iter(Batches(reader.open_dataset(sys.argv[1]), 12).train(1, range(1000)))
-next(stream)
+stream = iter(Batches(reader.open_dataset(sys.argv[1]), 16, memory_bytes=1300 << 20).train(1, range(1000)))
+for _ in range(20):  # far from as many as may be filled ahead: all readers are at work
+    next(stream)
 sys.exit(3)
 """
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_a_program_that_leaves_amid_a_stream_has_its_own_status(compact_dataset, scheme):
-    command = [sys.executable, "-c", LEAVING, f"{scheme}{compact_dataset.directory}"]
+def test_a_program_that_leaves_amid_a_stream_has_its_own_status(datasets, scheme):
+    command = [sys.executable, "-c", LEAVING, f"{scheme}{datasets['full'].directory}"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (result.returncode, result.stderr) == (3, "")
 
