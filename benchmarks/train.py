@@ -2,25 +2,27 @@
 
     python -m benchmarks.train --repetitions=3
 
-| way                | what it does                                                                          |
-|--------------------|---------------------------------------------------------------------------------------|
-| bare               | network, extractor, gradients and Adam in one `tf.function`, on one batch in memory   |
-| loop               | `trainer.loop` with the extractor                                                     |
-| loop, 2 replicas   | the same, on a CPU that is split in two                                               |
-| bare, features     | the bare step with stored features                                                    |
-| loop, features     | `trainer.loop` with stored features                                                   |
-| features, 2        | the same, on a CPU that is split in two                                               |
+| way                    | what it does                                                                      |
+|------------------------|-----------------------------------------------------------------------------------|
+| extractor              | `trainer.loop` with the extractor                                                 |
+| extractor, 2 replicas  | the same, on a CPU that is split in two                                           |
+| features               | `trainer.loop` with stored features                                               |
+| features, 2 replicas   | the same, on a CPU that is split in two                                           |
 
 The network and the extractor are those of the paper, at full size; the weights are random. Every way runs in a process
-of its own, in turn, as often as asked; medians over steps and then over runs are shown. The loop writes its events in
-every step, and waits for each to end, as the bare one does.
+of its own, in turn, as often as asked; medians over steps and then over runs are shown. A bare step is network,
+extractor, gradients and Adam in one `tf.function`: it runs in the same process, half before the loop and half after it,
+for processes differ by more than what is measured. The loop writes its events in every step, and waits for each to end,
+as the bare one does.
 """
 
+import contextlib
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -34,13 +36,11 @@ _PICTURES = 96
 _STEPS = _PICTURES // _BATCH  # an epoch
 _WARMING = 4
 _OPTIONS = ("--config=configs/koalarization.py", "--config.model.feature_weights=none")
-_WAYS = {  # bare or not, stored features, replicas
-    "bare": (True, False, 1),
-    "loop": (False, False, 1),
-    "loop, 2 replicas": (False, False, 2),
-    "bare, features": (True, True, 1),
-    "loop, features": (False, True, 1),
-    "features, 2": (False, True, 2),
+_WAYS = {  # stored features, replicas
+    "extractor": (False, 1),
+    "extractor, 2 replicas": (False, 2),
+    "features": (True, 1),
+    "features, 2 replicas": (True, 2),
 }
 
 
@@ -55,9 +55,23 @@ def _store(pictures: list[bytes], work: Path) -> None:
 
 
 def _measure(way: str, work: Path) -> harness.Figures:
-    bare, features, replicas = _WAYS[way]
-    config = _config(features)
-    return _bare(config, work / "data") if bare else _loop(config, work / "data", replicas)
+    from trainer import loop, replicas  # isort: skip  # before TensorFlow, whose noise it keeps back
+    import tensorflow as tf
+
+    features, count = _WAYS[way]
+    config, data = _config(features), work / "data"
+    if count > 1:
+        replicas.split_cpu(count)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    bare = _bare_step(config, data)
+    seconds = _time(bare)[_WARMING:]
+    with tempfile.TemporaryDirectory(dir=work) as workdir:
+        loop.train_and_evaluate(config, replicas.create_strategy(_BATCH), str(data), workdir)
+        rates, waiting = (_scalars(Path(workdir), tag)[_WARMING:] for tag in ("images_per_second", "waiting_for_data"))
+    own = _BATCH / statistics.median(rates)
+    reference = statistics.median(seconds + _time(bare))
+    return {"bare": reference, "loop": own, "ratio": own / reference, "waiting": statistics.mean(waiting)}
 
 
 def _config(features: bool) -> ConfigDict:
@@ -71,19 +85,19 @@ def _config(features: bool) -> ConfigDict:
     return config
 
 
-def _bare(config: ConfigDict, data: Path) -> harness.Figures:
-    from trainer import models  # isort: skip  # before TensorFlow, whose noise it keeps back
+def _bare_step(config: ConfigDict, data: Path) -> Callable[[], Any]:
+    """A compiled step on the first batch."""
     import keras
     import tensorflow as tf
 
     from pipeline import example, reader
     from pipeline.batches import Batches
+    from trainer import models
 
-    if config.deterministic:
-        tf.config.experimental.enable_op_determinism()
     dataset = reader.open_dataset(str(data))
     features = config.features == "stored"
-    stored = next(iter(Batches(dataset, _BATCH, features).train(1, range(1))))
+    with contextlib.closing(Batches(dataset, _BATCH, features)) as batches:
+        stored = next(iter(batches.train(1, range(1))))
     layout = example.layout(dataset.manifest.layout)
     batch = tf.function(lambda: reader.unpack(stored, layout))()
     model = models.create(config.model, config.seed, features)
@@ -98,26 +112,17 @@ def _bare(config: ConfigDict, data: Path) -> harness.Figures:
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
         return loss
 
+    return step
+
+
+def _time(step: Callable[[], Any]) -> list[float]:
+    """Seconds of each of half an epoch's steps, and of those that warm up."""
     seconds = []
-    for _ in range(_STEPS):
+    for _ in range(_WARMING + _STEPS // 2):
         start = time.monotonic()
         step().numpy()
         seconds.append(time.monotonic() - start)
-    return {"seconds": statistics.median(seconds[_WARMING:]), "waiting": 0.0}
-
-
-def _loop(config: ConfigDict, data: Path, count: int) -> harness.Figures:
-    from trainer import loop, replicas  # isort: skip  # before TensorFlow, whose noise it keeps back
-    import tensorflow as tf
-
-    if count > 1:
-        replicas.split_cpu(count)
-    if config.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    with tempfile.TemporaryDirectory(dir=data.parent) as workdir:
-        loop.train_and_evaluate(config, replicas.create_strategy(_BATCH), str(data), workdir)
-        rates, waiting = (_scalars(Path(workdir), tag)[_WARMING:] for tag in ("images_per_second", "waiting_for_data"))
-    return {"seconds": _BATCH / statistics.median(rates), "waiting": statistics.mean(waiting)}
+    return seconds
 
 
 def _scalars(workdir: Path, tag: str) -> list[float]:
@@ -129,13 +134,12 @@ def _scalars(workdir: Path, tag: str) -> list[float]:
 
 
 def _table(medians: dict[str, harness.Figures], work: Path) -> Iterator[str]:
-    yield "| way | ms per step | of the bare step | of the loop with the extractor | waiting for data |"
+    yield "| way | ms per step | of a bare step | of the extractor's | waiting for data |"
     yield "|---|---|---|---|---|"
     for way, figures in medians.items():
-        bare = medians["bare, features" if _WAYS[way][1] else "bare"]["seconds"]
         yield (
-            f"| {way} | {figures['seconds'] * 1e3:.0f} | {figures['seconds'] / bare:.3f} | "
-            f"{figures['seconds'] / medians['loop']['seconds']:.2f} | {figures['waiting']:.2%} |"
+            f"| {way} | {figures['loop'] * 1e3:.0f} | {figures['ratio']:.3f} | "
+            f"{figures['loop'] / medians['extractor']['loop']:.2f} | {figures['waiting']:.2%} |"
         )
 
 
