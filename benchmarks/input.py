@@ -33,7 +33,7 @@ import numpy as np
 
 from beam_jobs import preprocess
 from benchmarks import harness, peers
-from pipeline import cli, example, manifest, tfrecord
+from pipeline import cli, example, manifest
 from pipeline.manifest import ShardInfo
 
 _LOGGER = logging.getLogger("benchmarks.input")
@@ -66,12 +66,11 @@ def _store(pictures: list[bytes], work: Path) -> None:
 
 def _examples(folder: Path) -> Iterator[tuple[str, peers.Tensors]]:
     """Keys and tensors as they are stored, float16."""
-    layout = example.layout("full")
-    for shard in manifest.read(str(folder)).splits["train"].shards:
-        with open(folder / shard.name, "rb") as file:
-            for record in tfrecord.read(file):
-                found = example.decode(record, layout)
-                yield found.key, {name: tensor.astype(np.float16) for name, tensor in found.tensors.items()}
+    from trainer import train  # isort: skip  # noqa: F401  # before TensorFlow, whose noise it keeps back
+    from pipeline import reader
+
+    for found in reader.examples(reader.open_dataset(str(folder)), "train"):
+        yield found.key, {name: tensor.astype(np.float16) for name, tensor in found.tensors.items()}
 
 
 def _measure(way: str, work: Path) -> harness.Figures:

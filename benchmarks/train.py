@@ -71,7 +71,7 @@ def _measure(way: str, work: Path) -> harness.Figures:
         rates, waiting = (_scalars(Path(workdir), tag)[_WARMING:] for tag in ("images_per_second", "waiting_for_data"))
     own = _BATCH / statistics.median(rates)
     reference = statistics.median(seconds + _time(bare))
-    return {"bare": reference, "loop": own, "ratio": own / reference, "waiting": statistics.mean(waiting)}
+    return {"loop": own, "ratio": own / reference, "waiting": statistics.mean(waiting)}
 
 
 def _config(features: bool) -> ConfigDict:

@@ -13,21 +13,19 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from pipeline import example, files, manifest, order, tfrecord
-from pipeline import features as sidecars
+from pipeline import example, features, files, manifest, order
 from pipeline.errors import UserError
 from pipeline.features import VIEWS
+from pipeline.lanes import Column, Decode, Split
 from pipeline.manifest import ShardInfo
 from pipeline.order import Plan, Segments
-from pipeline.reader import Dataset, naming_damage
+from pipeline.reader import Dataset
 from pipeline.shards import TRAIN, VALIDATION
 from pipeline.stream import Field, Row, Stream
-from pipeline.tfrecord import RecordBuffer
 
 _RUNTIME_BYTES = 64 << 20  # threads, functions, and what the allocator cannot use
 # tf.data prefetches one and hands one on, the devices' iterator another; one is not yet let go.
@@ -120,13 +118,13 @@ class Batches:
         return self._stream(split, plan, epochs, steps, fields, row, context, self._ahead(context))
 
     def _train_plan(
-        self, split: "_Split", seed: int, epoch: int, first_step: int, context: tf.distribute.InputContext
+        self, split: Split, seed: int, epoch: int, first_step: int, context: tf.distribute.InputContext
     ) -> Plan:
         return self._plan(split, order.shuffled(split.segments, seed, epoch), self.steps_per_epoch, first_step, context)
 
     def _plan(
         self,
-        split: "_Split",
+        split: Split,
         sequence: np.ndarray,
         steps: int,
         first_step: int,
@@ -150,7 +148,7 @@ class Batches:
         """
         split = self._split(TRAIN)
         plan = self._train_plan(split, seed, epoch, step, ONE_HOST)
-        found = _in_turn([split.lane(plan, lane) for lane in range(self._lanes(ONE_HOST))])
+        found = split.follow(plan, range(self._lanes(ONE_HOST)))
         return [key for key, _, _ in itertools.islice(found, self._batch_size)]
 
     def validation(self, context: tf.distribute.InputContext = ONE_HOST) -> tf.data.Dataset:
@@ -197,7 +195,7 @@ class Batches:
 
     def _stream(
         self,
-        split: "_Split",
+        split: Split,
         plan: Callable[[int], Plan],
         epochs: range,
         steps: int,
@@ -227,10 +225,8 @@ class Batches:
         cached = functools.lru_cache(maxsize=2)(plan)  # some readers are an epoch ahead of others
 
         def reader(number: int) -> Iterator[Row]:
-            buffers = [RecordBuffer() for _ in split.columns]
             for epoch in epochs:
-                own = [split.lane(cached(epoch), lane, buffers) for lane in range(number, lanes, readers)]
-                for key, values, weight in _in_turn(own):
+                for key, values, weight in split.follow(cached(epoch), range(number, lanes, readers)):
                     yield row(key, values, weight, epoch)
 
         def open_stream() -> Stream:
@@ -275,24 +271,28 @@ class Batches:
         info = self._dataset.manifest.features
         return fields | ({"features": Field((VIEWS, info.classes), "float32")} if self._features and info else {})
 
-    def _split(self, name: str) -> "_Split":
+    def _infos(self, name: str) -> list[Sequence[ShardInfo]]:
+        """The shards of a split and, with features, their sidecars."""
+        found = self._dataset.manifest
+        sidecars = [found.features.shards[name]] if self._features and found.features is not None else []
+        return [found.splits[name].shards, *sidecars]
+
+    def _split(self, name: str) -> Split:
         """The files of a split, and what their records become."""
-        found, layout = self._dataset.manifest, self._layout
-        shards = found.splits[name].shards
+        shards, *sidecars = self._infos(name)
+        layout = self._layout
         columns = [self._column(shards, manifest.MEND_SHARD, lambda record: example.stored(record, layout))]
-        if self._features and found.features is not None:
-            classes = found.features.classes
+        columns += [self._column(infos, manifest.MEND_SIDECAR, self._decode_features) for infos in sidecars]
+        return Split(Segments.of(shards), columns)
 
-            def features(record: memoryview) -> tuple[str, Row]:
-                key, values = sidecars.decode(record, classes)
-                return key, {"features": values}
+    def _decode_features(self, record: memoryview) -> tuple[str, Row]:
+        assert self._dataset.manifest.features is not None
+        key, values = features.decode(record, self._dataset.manifest.features.classes)
+        return key, {"features": values}
 
-            columns.append(self._column(found.features.shards[name], manifest.MEND_SIDECAR, features))
-        return _Split(Segments.of(shards), columns)
-
-    def _column(self, infos: Sequence[ShardInfo], advice: str, decode: "_Decode") -> "_Column":
+    def _column(self, infos: Sequence[ShardInfo], advice: str, decode: Decode) -> Column:
         starts = [start for info in infos for start in info.segments]
-        return _Column([self._dataset.path(info) for info in infos], starts, advice, decode)
+        return Column([self._dataset.path(info) for info in infos], starts, advice, decode)
 
     def _ahead(self, context: tf.distribute.InputContext) -> int:
         """How many of a host's batches to fill ahead in training: what the budget allows.
@@ -314,32 +314,20 @@ class Batches:
 
     def _reading_bytes(self, name: str, context: tf.distribute.InputContext) -> int:
         """What the readers of a split hold: an open file for each lane, and a record for each of themselves."""
-        found = self._dataset.manifest
-        columns: list[Sequence[ShardInfo]] = [found.splits[name].shards]
-        if self._features and found.features is not None:
-            columns.append(found.features.shards[name])
-        record = sum(info.bytes for column in columns for info in column) // max(1, found.splits[name].examples)
+        columns, examples = self._infos(name), self._dataset.manifest.splits[name].examples
+        record = sum(info.bytes for column in columns for info in column) // max(1, examples)
         buffer = files.REMOTE_BUFFER_BYTES if self._dataset.is_remote else files.LOCAL_BUFFER_BYTES
         return self._lanes(context) * len(columns) * buffer + self._readers(context) * record
 
     @property
     def _example_bytes(self) -> int:
         """Of an example as it is stored, in a batch."""
-        return sum(np.dtype(dtype).itemsize * int(np.prod(shape)) for shape, dtype in self._fields.values())
+        return sum(field.nbytes for field in self._fields.values())
 
 
 def _is_mirrored(key: str, seed: int, epoch: int) -> bool:
     """One of two, by chance."""
     return hashlib.blake2b(f"{seed}/{epoch}/{key}".encode(), digest_size=1).digest()[0] % 2 == 1
-
-
-def _in_turn(iterators: Sequence[Iterator[Any]]) -> Iterator[Any]:
-    """The first of each, the second of each, and so on; all are equally long."""
-    for iterator in itertools.cycle(iterators):
-        try:
-            yield next(iterator)
-        except StopIteration:
-            return
 
 
 def _options() -> tf.data.Options:
@@ -398,86 +386,3 @@ class _Source:
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.close()
-
-
-_Decode = Callable[[memoryview], tuple[str, Row]]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Column:
-    """Files that stand beside each other: the shards of a split, or their sidecars.
-
-    Attributes:
-        paths: of the files.
-        starts: the byte at which each segment begins, file after file.
-        advice: what to do where one is damaged.
-        decode: makes of a record a key and values, which may lie in the record's memory.
-    """
-
-    paths: list[str]
-    starts: list[int]
-    advice: str
-    decode: _Decode
-
-    def read(self, file: int, segment: int, skip: int, take: int, buffer: RecordBuffer) -> Iterator[tuple[str, Row]]:
-        """Some records of a segment.
-
-        Raises:
-            UserError: the file cannot be read.
-        """
-        with naming_damage(self.paths[file], self.advice), files.open_binary(self.paths[file]) as opened:
-            opened.seek(self.starts[segment])
-            tfrecord.skip(opened, skip)
-            for _ in range(take):
-                record = buffer.read(opened)
-                if record is None:
-                    raise ValueError("it ends before its last record")
-                yield self.decode(record)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Split:
-    """The files of a split, as a reader of segments needs them.
-
-    Attributes:
-        segments: of its shards.
-        columns: the shards and, with features, the sidecars.
-    """
-
-    segments: Segments
-    columns: list[_Column]
-
-    def lane(self, plan: Plan, lane: int, buffers: Sequence[RecordBuffer] = ()) -> Iterator[tuple[str, Row, float]]:
-        """Follows a lane of a plan.
-
-        Args:
-            plan: of an epoch.
-            lane: which of its lanes.
-            buffers: one for each column, in which the values lie until the next are read.
-
-        Yields:
-            Key, values and weight of an example; what is missing is made up for with a weight of 0.
-
-        Raises:
-            UserError: a file cannot be read.
-        """
-        buffers = buffers or [RecordBuffer() for _ in self.columns]
-        for segment, skip, take in plan.stretches[plan.splits[lane] : plan.splits[lane + 1]].tolist():
-            for key, values in self._read(segment, skip, take, buffers):
-                yield key, values, 1.0
-        for _ in range(plan.missing[lane]):
-            for key, values in self._read(0, 0, 1, buffers):
-                yield key, values, 0.0
-
-    def _read(self, segment: int, skip: int, take: int, buffers: Sequence[RecordBuffer]) -> Iterator[tuple[str, Row]]:
-        file = int(self.segments.shard[segment])
-        streams = [
-            column.read(file, segment, skip, take, buffer) for column, buffer in zip(self.columns, buffers, strict=True)
-        ]
-        for (key, values), *others in zip(*streams, strict=True):
-            for other, more in others:
-                if other != key:
-                    path, advice = self.columns[1].paths[file], self.columns[1].advice
-                    raise UserError(f"{path} is damaged: features of {other} where those of {key} belong; {advice}")
-                values = {**values, **more}
-            yield key, values

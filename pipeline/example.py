@@ -203,7 +203,7 @@ def stored(record: bytes | memoryview, layout: Layout) -> tuple[str, dict[str, n
     Raises:
         ValueError: the record is not an example of this layout.
     """
-    with _expecting(layout):
+    with expecting(f"a record of layout '{layout.name}'"):
         features = parse(record)
         values = {name: storage.view(features[name]).view(storage.bits) for name, storage in layout.storage.items()}
         return str(features["key"], "utf-8"), values
@@ -215,7 +215,7 @@ def decode(record: bytes | memoryview, layout: Layout) -> Example:
     Raises:
         ValueError: the record is not an example of this layout.
     """
-    with _expecting(layout):
+    with expecting(f"a record of layout '{layout.name}'"):
         features = parse(record)
         texts = {name: str(features[name], "utf-8") for name in ("key", "source", "label")}
         shapes = tensors.SHAPES
@@ -224,10 +224,15 @@ def decode(record: bytes | memoryview, layout: Layout) -> Example:
 
 
 @contextlib.contextmanager
-def _expecting(layout: Layout) -> Iterator[None]:
+def expecting(what: str) -> Iterator[None]:
+    """Says of a record that is taken apart within the block what it is not.
+
+    Raises:
+        ValueError: a feature is missing, or is no such thing.
+    """
     try:
         yield
     except KeyError as error:
-        raise ValueError(f"not a record of layout '{layout.name}': it has no {error}") from error
+        raise ValueError(f"not {what}: it has no {error}") from error
     except ValueError as error:
-        raise ValueError(f"not a record of layout '{layout.name}': {error}") from error
+        raise ValueError(f"not {what}: {error}") from error

@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from pipeline.example import parse, serialize
+from pipeline.example import expecting, parse, serialize
 from pipeline.shards import is_shard_name
 
 VIEWS = 2  # the picture, and its mirror image
@@ -39,14 +39,10 @@ def decode(record: bytes | memoryview, classes: int) -> tuple[str, np.ndarray]:
     Raises:
         ValueError: the record does not hold finite features of so many classes.
     """
-    try:
+    with expecting(f"features of {classes} classes"):
         feature = parse(record)
         key = str(feature["key"], "utf-8")
         values = np.frombuffer(feature["features"], _DTYPE).reshape(VIEWS, classes)
-    except KeyError as error:
-        raise ValueError(f"not features of {classes} classes: it has no {error}") from error
-    except ValueError as error:
-        raise ValueError(f"not features of {classes} classes: {error}") from error
     if not np.isfinite(values).all():
         raise ValueError(f"features of {key} are not finite")
     return key, values

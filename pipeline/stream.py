@@ -21,10 +21,15 @@ _ALIGNMENT = 64  # bytes: TensorFlow takes such memory as it is, and copies any 
 
 
 class Field(NamedTuple):
-    """What a row has of one array: its shape, and the name of its dtype."""
+    """What a row has of one array, or a batch of all its rows: a shape, and the name of a dtype."""
 
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 class Stream:
@@ -50,7 +55,7 @@ class Stream:
     ):
         self._size = size
         self._ahead = ahead
-        self._memory = {name: _Memory((size, *field.shape), field.dtype) for name, field in fields.items()}
+        self._memory = {name: _Memory(Field((size, *field.shape), field.dtype)) for name, field in fields.items()}
         self._filling: dict[int, _Batch] = {}
         self._taken = 0
         self._end: float = math.inf  # the first batch that a reader's failure leaves a hole in
@@ -153,14 +158,13 @@ class _Batch:
 
 
 class _Memory:
-    """Arrays of one shape and dtype; those that nobody refers to are handed out again.
+    """Arrays of one kind; those that nobody refers to are handed out again.
 
     Fresh memory costs more than what is copied into it: the system clears every page of it first.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: str):
-        self._shape = shape
-        self._dtype = np.dtype(dtype)
+    def __init__(self, kind: Field):
+        self._kind = kind
         self._free: list[np.ndarray] = []
         self._lent: dict[int, weakref.ref] = {}
 
@@ -171,16 +175,15 @@ class _Memory:
         except IndexError:
             memory = self._allocate()
         # NumPy's views refer to the array that has the memory; through a memoryview, to this one, which can be watched.
-        flat = np.frombuffer(memory.data, self._dtype)
+        flat = np.frombuffer(memory.data, self._kind.dtype)
         self._lent[id(memory)] = weakref.ref(flat, functools.partial(self._take_back, memory))
-        return flat.reshape(self._shape)
+        return flat.reshape(self._kind.shape)
 
     def _take_back(self, memory: np.ndarray, _: weakref.ref) -> None:
         del self._lent[id(memory)]
         self._free.append(memory)
 
     def _allocate(self) -> np.ndarray:
-        size = math.prod(self._shape) * self._dtype.itemsize
-        memory = np.empty(size + _ALIGNMENT, np.uint8)
+        memory = np.empty(self._kind.nbytes + _ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % _ALIGNMENT
-        return memory[start : start + size]
+        return memory[start : start + self._kind.nbytes]

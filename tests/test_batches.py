@@ -285,16 +285,14 @@ def test_a_program_that_leaves_amid_a_stream_has_its_own_status(datasets, scheme
     assert (result.returncode, result.stderr) == (3, "")
 
 
-@pytest.mark.parametrize("hosts_replicas", [1, 2])
-def test_no_more_batches_are_in_memory_than_the_budget_counts(
-    compact_dataset, two_replicas, monkeypatch, hosts_replicas
-):
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_more_batches_are_in_memory_than_the_budget_counts(compact_dataset, two_replicas, monkeypatch, count):
     """While a replica holds one, and the others wait."""
     made = []
     allocate = _Memory._allocate
     monkeypatch.setattr(_Memory, "_allocate", lambda self: made.append(self) or allocate(self))
     batches = Batches(compact_dataset, 4, memory_bytes=90 << 20)
-    strategy = two_replicas if hosts_replicas == 2 else replicas.create_strategy(4, "one_device")
+    strategy = two_replicas if count == 2 else replicas.create_strategy(4, "one_device")
     stream = iter(
         strategy.distribute_datasets_from_function(lambda context: batches.train(1, range(50), 0, True, context))
     )
@@ -302,7 +300,7 @@ def test_no_more_batches_are_in_memory_than_the_budget_counts(
         held = next(stream)
         time.sleep(0.02)
     assert held
-    each = max(made.count(memory) for memory in set(made)) / hosts_replicas
-    context = tf.distribute.InputContext(1, 0, hosts_replicas)
+    each = max(made.count(memory) for memory in set(made)) / count
+    context = tf.distribute.InputContext(1, 0, count)
     assert each <= batches._ahead(context) + _BATCHES_ELSEWHERE + 1
     batches.close()
