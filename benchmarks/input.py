@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from beam_jobs import preprocess
-from benchmarks import harness, peers
+from benchmarks import harness, peers, usual
 from pipeline import cli, example, manifest
 from pipeline.manifest import ShardInfo
 
@@ -158,8 +158,7 @@ def _on_the_fly(folder: Path) -> Iterator[int]:
 def _report(folder: Path) -> Iterator[int]:
     from trainer import train  # isort: skip  # noqa: F401
     import keras
-    import skimage.color
-    import skimage.transform
+    from skimage.color import gray2rgb
     from skimage.io import imread
 
     class Pictures(keras.utils.Sequence):
@@ -176,14 +175,7 @@ def _report(folder: Path) -> Iterator[int]:
 
         def tensors(self, path: Path) -> dict[str, np.ndarray]:
             rgb = imread(path)
-            rgb = skimage.color.gray2rgb(rgb) if rgb.ndim == 2 else rgb[..., :3]
-            small, large = (
-                skimage.color.rgb2lab(skimage.transform.resize(rgb, (side, side), anti_aliasing=True))
-                for side in (224, 299)
-            )
-            l_299 = np.repeat(large[..., :1] / 50 - 1, 3, axis=-1)
-            arrays = {"l_224": small[..., :1] / 50 - 1, "l_299": l_299, "ab_224": small[..., 1:] / 128}
-            return {name: array.astype(np.float32) for name, array in arrays.items()}
+            return usual.tensors(gray2rgb(rgb) if rgb.ndim == 2 else rgb[..., :3])
 
     pictures = Pictures(sorted(folder.iterdir())[:_COMPUTED])
     for index in itertools.cycle(range(len(pictures))):

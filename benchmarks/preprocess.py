@@ -29,12 +29,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
-import numpy as np
 
 from beam_jobs import blocks, preprocess, runner, shard_writer
 from beam_jobs.sources import list_pictures, parse_source
 from beam_jobs.spec import DatasetSpec
-from benchmarks import harness
+from benchmarks import harness, usual
 from configs import koalarization
 from pipeline import cli, example, image, tensors
 from pipeline.image import ResizeMode
@@ -142,18 +141,7 @@ def _usual_shards(archive: Path, output: Path) -> None:
 
 
 def _usual_lab(archive: Path, output: Path) -> None:
-    import skimage.color
-    import skimage.transform
-
-    def from_image(rgb: np.ndarray, mode: ResizeMode) -> dict[str, np.ndarray]:
-        small, large = (
-            skimage.color.rgb2lab(skimage.transform.resize(rgb, (side, side), anti_aliasing=True)).astype(np.float32)
-            for side in (tensors.ENCODER_SIZE, tensors.EXTRACTOR_SIZE)
-        )
-        l_299 = np.repeat(large[..., :1] / 50 - 1, 3, axis=-1)
-        return {"l_224": small[..., :1] / 50 - 1, "l_299": l_299, "ab_224": small[..., 1:] / 128}
-
-    shard_writer.tensors.from_image = from_image
+    shard_writer.tensors.from_image = lambda rgb, mode: usual.tensors(rgb)
     _job(archive, output)
 
 

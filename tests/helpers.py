@@ -10,6 +10,7 @@ import tensorflow as tf
 from PIL import Image
 from tensorboard.backend.event_processing import event_file_loader
 
+from trainer import loop
 from trainer.models.base import ColorModel
 from trainer.models.koalarization import Koalarization
 
@@ -54,6 +55,19 @@ def tiny_extractor(weights, classes):
     model = keras.Model(inputs, outputs)
     model.trainable = False
     return model
+
+
+def train(config, dataset, workdir, strategy=None):
+    """Trains in this process; the state at the end."""
+    strategy = strategy or tf.distribute.OneDeviceStrategy("/device:CPU:0")
+    return loop.train_and_evaluate(config, strategy, dataset.directory, str(workdir))
+
+
+def assert_weights_close(first, second, **tolerance):
+    """Of two states."""
+    for a, b in zip(first.model.network.get_weights(), second.model.network.get_weights(), strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_allclose(a, b, **tolerance)
 
 
 class Terminal(io.StringIO):

@@ -9,7 +9,7 @@ import urllib.request
 
 import pytest
 
-from tests.test_loop import train
+from tests.helpers import train
 from tests.test_workers import free_ports
 
 pytestmark = pytest.mark.browser

@@ -16,7 +16,7 @@ from tests.helpers import scalars
 from trainer.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.slow
-# Rates at which rounding is not amplified; see test_loop.py.
+# Rates at which rounding is not amplified; see test_run.py.
 OPTIONS = (
     "--config.model.width_multiplier=0.0625", "--config.batch_size=4", "--config.learning_rates=(1e-4,3e-5)",
     "--config.panel_pictures=2",
