@@ -32,12 +32,15 @@ demo: setup
 	@echo "TensorBoard:  make tensorboard WORKDIR=$(DEMO)/run"
 	@echo "pictures:     $(DEMO)/colorized/sheet.png (gray, predicted, truth; no pixel of it was trained on)"
 
+# A process for each core, up to eight: each needs 3 GB, and most tests leave a core idle.
+TEST := $(RUN) pytest tests --numprocesses=logical --maxprocesses=8 --dist=worksteal
+
 test: setup
-	$(RUN) pytest tests
+	$(TEST)
 
 # What takes minutes: a job killed twenty times, mutated pictures, the memory of 200,000 of them, training in float64.
 test-slow: setup
-	$(RUN) pytest tests -m slow
+	$(TEST) -m slow
 
 # Other engines for the Beam jobs: Prism, built from the Go module of the Python package's version, and Flink.
 engines: .engines/prism .engines/flink/.complete

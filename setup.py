@@ -25,6 +25,7 @@ GPU = ["tensorflow[and-cuda]>=2.21,<2.22; sys_platform == 'linux'"]
 TEST = [
     "google-crc32c>=1.6,<2",  # a second opinion
     "pytest>=8.3,<10",
+    "pytest-xdist>=3.6,<4",  # most tests leave a core idle
     "hypothesis>=6.100,<7",
     "scikit-image>=0.25,<0.27",
     "selenium>=4.20,<5",

@@ -2,6 +2,8 @@
 
 import trainer  # noqa: F401, I001  # loads TensorFlow without its noise
 
+import shutil
+
 import keras
 import pytest
 import tensorflow as tf
@@ -84,9 +86,7 @@ def tiny_extractor(monkeypatch):
     monkeypatch.setattr(extractor, "create", helpers.tiny_extractor)
 
 
-@pytest.fixture
-def config(tiny_extractor):
-    """The demo's configuration with the network of the paper at a sixteenth of its width."""
+def small_config():
     config = demo.get_config()
     config.model.width_multiplier = 1 / 16
     config.batch_size = 4
@@ -94,6 +94,27 @@ def config(tiny_extractor):
     config.epochs_per_learning_rate = (1, 1)
     config.panel_pictures = 2
     return config
+
+
+@pytest.fixture
+def config(tiny_extractor):
+    """The demo's configuration with the network of the paper at a sixteenth of its width."""
+    return small_config()
+
+
+@pytest.fixture(scope="session")
+def finished(compact_dataset, tmp_path_factory):
+    """A run of `config` on `compact_dataset` that nothing stopped: its folder, and its state at the end; to look at."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extractor, "create", helpers.tiny_extractor)
+        return folder, helpers.train(small_config(), compact_dataset, folder)
+
+
+@pytest.fixture
+def finished_copy(finished, tmp_path):
+    """The folder of a run that is finished, to change."""
+    return shutil.copytree(finished[0], tmp_path / "finished")
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import urllib.request
 
 import pytest
 
-from tests.helpers import train
 from tests.test_workers import free_ports
 
 pytestmark = pytest.mark.browser
@@ -43,12 +42,11 @@ def browser():
 
 
 @pytest.fixture
-def board(config, compact_dataset, tmp_path):
+def board(finished):
     """The address of a TensorBoard that shows a run."""
-    train(config, compact_dataset, tmp_path / "run")
     (port,) = free_ports(1)
     address = f"http://localhost:{port}/"
-    command = ["make", "tensorboard", f"WORKDIR={tmp_path}/run", f"PORT={port}"]
+    command = ["make", "tensorboard", f"WORKDIR={finished[0]}", f"PORT={port}"]
     process = subprocess.Popen(command, start_new_session=True)
     try:
         until(lambda: b"validation/psnr" in urllib.request.urlopen(f"{address}data/plugin/scalars/tags").read())

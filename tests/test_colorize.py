@@ -1,23 +1,19 @@
 import os
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from pipeline import cli, color, image, reader, tensors
-from tests.helpers import Terminal, encoded, noise
-from tests.test_loop import train
+from tests.helpers import Terminal, encoded, noise, train
 from trainer import colorize
-from trainer.checkpoints import Checkpoints
 from trainer.colorizer import Colorizer
 
 
 @pytest.fixture
-def run(config, compact_dataset, tmp_path):
-    config.epochs_per_learning_rate = (1,)
-    config.learning_rates = (1e-3,)
-    train(config, compact_dataset, tmp_path / "run")
-    return tmp_path / "run"
+def run(tiny_extractor, finished):
+    return finished[0]
 
 
 def call(run, output, *pictures):
@@ -60,12 +56,12 @@ def test_batches_and_single_pictures_agree(run):
         assert np.abs(alone.astype(int) - result).max() <= 1
 
 
-def test_colors_are_those_that_training_saw_predicted(run, config, compact_dataset, pictures):
+def test_colors_are_those_that_training_saw_predicted(run, finished, pictures):
     """The colorizer gives the ab of a picture of the network's own size just as the model does."""
     picture = image.fit(image.decode((pictures / "held_out/coffee.png").read_bytes()), 224, image.ResizeMode.STRETCH)
     colorizer = Colorizer.load(str(run))
     (result,) = colorizer.colorize([picture])
-    state = train(config, compact_dataset, run)
+    _, state = finished
     inputs = tensors.from_image(picture, image.ResizeMode.STRETCH)
     batch = {name: tf.constant(values[None]) for name, values in inputs.items()}
     ab = np.asarray(state.model.ab(state.model.outputs(batch, training=False)))[0]
@@ -153,10 +149,9 @@ class TestMistakes:
         argv = (f"--workdir={tmp_path}", f"--output={tmp_path}/out", "a.png")
         assert "holds no run: config.json cannot be read" in self.error(capsys, 1, *argv)
 
-    def test_no_checkpoint_yet(self, capsys, run, tmp_path):
-        for step in Checkpoints(str(run)).steps():
-            (run / "checkpoints" / f"step-{step:08d}").rename(tmp_path / f"{step}")
-        argv = (f"--workdir={run}", f"--output={tmp_path}/out", "a.png")
+    def test_no_checkpoint_yet(self, capsys, finished_copy, tmp_path):
+        shutil.rmtree(finished_copy / "checkpoints")
+        argv = (f"--workdir={finished_copy}", f"--output={tmp_path}/out", "a.png")
         assert "holds no checkpoint yet" in self.error(capsys, 1, *argv)
 
     def test_two_pictures_of_one_name(self, capsys, tmp_path):

@@ -39,12 +39,10 @@ def ask_to_stop(monkeypatch, method, call, number=signal.SIGTERM):
     ],
 )
 def test_told_to_stop_and_resumed_ends_as_if_nothing_had_been(
-    config, compact_dataset, two_replicas, tmp_path, monkeypatch, whole_runs, replicas, method, call, stops_at
+    config, compact_dataset, two_replicas, tmp_path, monkeypatch, finished, replicas, method, call, stops_at
 ):
     strategy = two_replicas if replicas == 2 else None
-    if replicas not in whole_runs:
-        whole_runs[replicas] = tmp_path / "whole", train(config, compact_dataset, tmp_path / "whole", strategy)
-    folder, whole = whole_runs[replicas]
+    folder, whole = finished if replicas == 1 else (tmp_path, train(config, compact_dataset, tmp_path, strategy))
     with monkeypatch.context() as patch:
         ask_to_stop(patch, method, call)
         with pytest.raises(cli.Terminated):
@@ -55,12 +53,6 @@ def test_told_to_stop_and_resumed_ends_as_if_nothing_had_been(
     assert_weights_close(whole, resumed, rtol=0, atol=0)
     for tag in ("loss", "learning_rate", "validation/loss"):
         assert scalars(tmp_path / "parts", tag) == scalars(folder, tag)
-
-
-@pytest.fixture(scope="module")
-def whole_runs():
-    """Folder and final state of runs that nothing stopped, by their replicas."""
-    return {}
 
 
 def test_an_interrupt_saves_too_and_a_second_one_ends_at_once(config, compact_dataset, tmp_path, monkeypatch):
@@ -75,9 +67,9 @@ def test_an_interrupt_saves_too_and_a_second_one_ends_at_once(config, compact_da
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_finished_run_has_nothing_left_to_do(config, compact_dataset, tmp_path):
-    first = train(config, compact_dataset, tmp_path)
-    again = train(config, compact_dataset, tmp_path)
+def test_a_finished_run_has_nothing_left_to_do(config, compact_dataset, finished, finished_copy):
+    _, first = finished
+    again = train(config, compact_dataset, finished_copy)
     assert again.step == first.step
     assert again.validation_losses == []
     assert_weights_close(first, again, rtol=0, atol=0)
@@ -92,8 +84,7 @@ def test_a_directory_that_is_not_local(config, compact_dataset, tmp_path):
     assert train(config, compact_dataset, f"file://{tmp_path}/run").step == 42
 
 
-def test_workdir_of_another_run_is_refused(config, compact_dataset, make_dataset, tmp_path):
-    train(config, compact_dataset, tmp_path / "run")
+def test_workdir_of_another_run_is_refused(config, compact_dataset, make_dataset, finished_copy, tmp_path):
     for field, value, message in (
         ("model.width_multiplier", 0.125, "holds a run whose model is .*0.0625.*, not .*0.125"),
         ("seed", 3, "holds a run whose seed is 2017, not 3"),
@@ -102,38 +93,39 @@ def test_workdir_of_another_run_is_refused(config, compact_dataset, make_dataset
         other = copy.deepcopy(config)
         other.update_from_flattened_dict({field: value})
         with pytest.raises(UserError, match=message) as caught:
-            train(other, compact_dataset, tmp_path / "run")
+            train(other, compact_dataset, finished_copy)
         assert "\n" not in str(caught.value)
     folder = make_dataset(tmp_path / "other", "--config.seed=5", "--config.dataset.layout=compact")
     with pytest.raises(UserError, match="holds a run on another dataset"):
-        train(config, reader.open_dataset(str(folder)), tmp_path / "run")
+        train(config, reader.open_dataset(str(folder)), finished_copy)
     config.epochs_per_learning_rate = (1, 2)  # a run that is to last longer is still the same
-    assert len(train(config, compact_dataset, tmp_path / "run").validation_losses) == 1
+    assert len(train(config, compact_dataset, finished_copy).validation_losses) == 1
 
 
-def test_from_a_damaged_checkpoint_a_run_goes_on_from_the_one_before(config, compact_dataset, tmp_path, caplog):
-    expected = train(config, compact_dataset, tmp_path)
-    (before, newest) = Checkpoints(str(tmp_path)).steps()
-    (data,) = (tmp_path / "checkpoints" / f"step-{newest:08d}").glob("*.data-*")
+def test_from_a_damaged_checkpoint_a_run_goes_on_from_the_one_before(
+    config, compact_dataset, finished, finished_copy, caplog
+):
+    _, expected = finished
+    (before, newest) = Checkpoints(str(finished_copy)).steps()
+    (data,) = (finished_copy / "checkpoints" / f"step-{newest:08d}").glob("*.data-*")
     flipped = bytearray(data.read_bytes())
     flipped[len(flipped) // 3] ^= 1
     data.write_bytes(flipped)
-    found = train(config, compact_dataset, tmp_path)
+    found = train(config, compact_dataset, finished_copy)
     assert f"step-{newest:08d} is damaged or of another model" in caplog.text
     assert f"goes on from step {before}" in caplog.text
     assert_weights_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", '{"seed": 1}', "config"])
-def test_a_damaged_configuration_of_a_run_is_refused(config, compact_dataset, tmp_path, text):
-    train(config, compact_dataset, tmp_path)
-    (tmp_path / "config.json").write_text(text)
-    for use in (lambda: train(config, compact_dataset, tmp_path), lambda: Colorizer.load(str(tmp_path))):
+def test_a_damaged_configuration_of_a_run_is_refused(config, compact_dataset, finished_copy, text):
+    (finished_copy / "config.json").write_text(text)
+    for use in (lambda: train(config, compact_dataset, finished_copy), lambda: Colorizer.load(str(finished_copy))):
         with pytest.raises(UserError, match="config.json is damaged .*; name the directory of a run of this version"):
             use()
-    (tmp_path / "config.json").unlink()
+    (finished_copy / "config.json").unlink()
     with pytest.raises(UserError, match="holds no run: config.json cannot be read"):
-        train(config, compact_dataset, tmp_path)
+        train(config, compact_dataset, finished_copy)
 
 
 def test_events_that_cannot_be_written_are_one_line(config, compact_dataset, tmp_path):

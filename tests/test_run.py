@@ -123,24 +123,24 @@ def chroma(rgb):
     return float(np.linalg.norm(color.rgb_to_lab(rgb)[..., 1:], axis=-1).mean())
 
 
-def test_tensorboard_tags_steps_and_values(config, compact_dataset, tmp_path):
-    state = train(config, compact_dataset, tmp_path)
-    assert {tag for _, tag, _ in events(tmp_path)} == {
+def test_tensorboard_tags_steps_and_values(config, compact_dataset, finished):
+    folder, state = finished
+    assert {tag for _, tag, _ in events(folder)} == {
         "loss", "learning_rate", "gradient_norm", "images_per_second", "waiting_for_data", "memory_mib",
         "validation/loss", "validation/psnr", "validation/colorfulness", "validation/true_colorfulness", "panel",
         "config", "_hparams_/session_start_info",
     }  # fmt: skip
     steps = Batches(compact_dataset, config.batch_size).steps_per_epoch
-    assert list(scalars(tmp_path, "loss")) == list(range(1, 2 * steps + 1))
-    rates = scalars(tmp_path, "learning_rate")
+    assert list(scalars(folder, "loss")) == list(range(1, 2 * steps + 1))
+    rates = scalars(folder, "learning_rate")
     assert [rates[step] for step in (1, steps, steps + 1, 2 * steps)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
-    assert list(scalars(tmp_path, "validation/loss")) == [steps, 2 * steps]
-    assert min(scalars(tmp_path, "images_per_second").values()) > 0
-    assert all(0 <= share < 1 for share in scalars(tmp_path, "waiting_for_data").values())
-    assert min(scalars(tmp_path, "memory_mib").values()) > 200
-    (text,) = (tf.make_ndarray(value.tensor).item().decode() for _, tag, value in events(tmp_path) if tag == "config")
+    assert list(scalars(folder, "validation/loss")) == [steps, 2 * steps]
+    assert min(scalars(folder, "images_per_second").values()) > 0
+    assert all(0 <= share < 1 for share in scalars(folder, "waiting_for_data").values())
+    assert min(scalars(folder, "memory_mib").values()) > 200
+    (text,) = (tf.make_ndarray(value.tensor).item().decode() for _, tag, value in events(folder) if tag == "config")
     assert '"width_multiplier": 0.0625' in text
-    check_validation(state.model, compact_dataset, {tag: scalars(tmp_path, f"validation/{tag}")[2 * steps] for tag in (
+    check_validation(state.model, compact_dataset, {tag: scalars(folder, f"validation/{tag}")[2 * steps] for tag in (
         "psnr", "colorfulness", "true_colorfulness"
     )})  # fmt: skip
 
@@ -174,9 +174,9 @@ def test_a_profile_of_chosen_steps(config, compact_dataset, tmp_path):
     assert len(list((tmp_path / "tensorboard/plugins/profile").glob("*/*.xplane.pb"))) == 1
 
 
-def test_panel_shows_the_same_pictures_each_epoch_gray_predicted_and_true(config, compact_dataset, tmp_path):
-    train(config, compact_dataset, tmp_path)
-    first_epoch, second_epoch = (tf.make_ndarray(value.tensor) for _, tag, value in events(tmp_path) if tag == "panel")
+def test_panel_shows_the_same_pictures_each_epoch_gray_predicted_and_true(compact_dataset, finished):
+    panels = (value for _, tag, value in events(finished[0]) if tag == "panel")
+    first_epoch, second_epoch = (tf.make_ndarray(value.tensor) for value in panels)
     for width, height, *pictures in (first_epoch, second_epoch):
         assert (int(width), int(height), len(pictures)) == (3 * 224, 224, 2)
     before, after = (tf.io.decode_png(panel[2]).numpy().astype(int) for panel in (first_epoch, second_epoch))
