@@ -11,9 +11,9 @@
 
 The network and the extractor are those of the paper, at full size; the weights are random. Every way runs in a process
 of its own, in turn, as often as asked; medians over steps and then over runs are shown. A bare step is network,
-extractor, gradients and Adam in one `tf.function`: it runs in the same process, half before the loop and half after it,
-for processes differ by more than what is measured. The loop writes its events in every step, and waits for each to end,
-as the bare one does.
+extractor, gradients and Adam in one `tf.function`, on as many replicas: it runs in the same process, half before the
+loop and half after it, for processes differ by more than what is measured. The loop writes its events in every step,
+and waits for each to end, as the bare one does.
 """
 
 import contextlib
@@ -64,10 +64,11 @@ def _measure(way: str, work: Path) -> harness.Figures:
         replicas.split_cpu(count)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    bare = _bare_step(config, data)
+    strategy = replicas.create_strategy(_BATCH)
+    bare = _bare_step(config, data, strategy)
     seconds = _time(bare)[_WARMING:]
     with tempfile.TemporaryDirectory(dir=work) as workdir:
-        loop.train_and_evaluate(config, replicas.create_strategy(_BATCH), str(data), workdir)
+        loop.train_and_evaluate(config, strategy, str(data), workdir)
         rates, waiting = (_scalars(Path(workdir), tag)[_WARMING:] for tag in ("images_per_second", "waiting_for_data"))
     own = _BATCH / statistics.median(rates)
     reference = statistics.median(seconds + _time(bare))
@@ -85,8 +86,8 @@ def _config(features: bool) -> ConfigDict:
     return config
 
 
-def _bare_step(config: ConfigDict, data: Path) -> Callable[[], Any]:
-    """A compiled step on the first batch."""
+def _bare_step(config: ConfigDict, data: Path, strategy: Any) -> Callable[[], Any]:
+    """A compiled step on the first batch, of which each replica has its part."""
     import keras
     import tensorflow as tf
 
@@ -100,17 +101,28 @@ def _bare_step(config: ConfigDict, data: Path) -> Callable[[], Any]:
         stored = next(iter(batches.train(1, range(1))))
     layout = example.layout(dataset.manifest.layout)
     batch = tf.function(lambda: reader.unpack(stored, layout))()
-    model = models.create(config.model, config.seed, features)
-    optimizer = keras.optimizers.Adam(1e-3)
-    optimizer.build(model.network.trainable_variables)
+    part = _BATCH // strategy.num_replicas_in_sync
 
-    @tf.function
-    def step() -> tf.Tensor:
+    def own_part(context: tf.distribute.ValueContext) -> dict[str, tf.Tensor]:
+        start = context.replica_id_in_sync_group * part
+        return {name: values[start : start + part] for name, values in batch.items()}
+
+    parts = strategy.experimental_distribute_values_from_function(own_part)
+    with strategy.scope():
+        model = models.create(config.model, config.seed, features)
+        optimizer = keras.optimizers.Adam(1e-3)
+        optimizer.build(model.network.trainable_variables)
+
+    def replica_step(own: dict[str, tf.Tensor]) -> tf.Tensor:
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(model.loss(model.outputs(batch, training=True), batch))
+            loss = tf.reduce_sum(model.loss(model.outputs(own, training=True), own)) / _BATCH
         variables = model.network.trainable_variables
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
         return loss
+
+    @tf.function
+    def step() -> tf.Tensor:
+        return strategy.reduce("SUM", strategy.run(replica_step, args=(parts,)), axis=None)
 
     return step
 

@@ -5,6 +5,7 @@ copies them four times and computes checksums without the processor's help, at t
 the whole may hold is a budget in bytes: what the readers leave of it, batches that are read ahead fill.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import functools
@@ -12,6 +13,7 @@ import hashlib
 import itertools
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -30,6 +32,7 @@ from pipeline.stream import Field, Row, Stream
 _RUNTIME_BYTES = 64 << 20  # threads, functions, and what the allocator cannot use
 # tf.data prefetches one and hands one on, the devices' iterator another; one is not yet let go.
 _BATCHES_ELSEWHERE = 4
+_STILL_SECONDS = 0.3
 _VALIDATION_AHEAD = 2  # batches, beside those that wait to be trained on
 ONE_HOST = tf.distribute.InputContext()
 
@@ -355,6 +358,7 @@ class _Source:
         self._lock = threading.Lock()
         self._stream: Stream | None = None
         self._next = 0
+        self._calls = 0
 
     def take(self, number: np.ndarray) -> list[np.ndarray]:
         """The arrays of a batch.
@@ -363,9 +367,11 @@ class _Source:
             number: int64 scalar, one more than before, or 0 to begin anew.
         """
         with self._lock:
+            self._calls += 1
             if number == 0:
                 self.close()
                 self._stream, self._next = self._open_stream(), 0
+                atexit.register(self._leave)
             stream = self._stream
             if stream is None:
                 raise RuntimeError(f"batch {number} is asked for, but the stream is closed")
@@ -386,3 +392,16 @@ class _Source:
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.close()
+            atexit.unregister(self._leave)
+
+    def _leave(self) -> None:
+        """Ends the stream, and comes back once nobody asks for batches any more.
+
+        The interpreter, when it goes, ends threads that call it, without a word to TensorFlow, which waits for them.
+        What tf.data prefetches has an end, and a stream that is closed has no batches: soon all is still.
+        """
+        self.close()
+        calls = -1
+        while calls != self._calls:
+            calls = self._calls
+            time.sleep(_STILL_SECONDS)

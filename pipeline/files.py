@@ -11,7 +11,9 @@ from typing import Any, BinaryIO
 from pipeline.errors import UserError, one_line
 
 LOCAL_BUFFER_BYTES = 8 << 10  # more is read past it, straight to where it belongs
-REMOTE_BUFFER_BYTES = 512 << 10  # what TensorFlow asks a file system for at a time
+GCS_BLOCK_MIB = 1  # what TensorFlow is told to ask Cloud Storage for at a time, and to keep of each open file
+_ASKED_BYTES = 512 << 10  # what TensorFlow asks a file system for, and keeps of it
+REMOTE_BUFFER_BYTES = 2 * _ASKED_BYTES + (GCS_BLOCK_MIB << 20)  # of an open file, in all
 
 
 def open_binary(path: str) -> BinaryIO:
@@ -22,7 +24,7 @@ def open_binary(path: str) -> BinaryIO:
     """
     if "://" not in path:
         return open(path, "rb", buffering=LOCAL_BUFFER_BYTES)
-    return io.BufferedReader(_RemoteFile(path), REMOTE_BUFFER_BYTES)
+    return io.BufferedReader(_RemoteFile(path), _ASKED_BYTES)
 
 
 class _RemoteFile(io.RawIOBase):
@@ -70,6 +72,7 @@ def names(directory: str) -> list[str]:
     import tensorflow as tf
 
     with _os_errors(directory):
+        tf.io.gfile.stat(directory)  # what lists takes a store that does not answer for one without the directory
         return tf.io.gfile.listdir(directory)
 
 

@@ -113,11 +113,16 @@ class Stream:
         return number in self._filling and self._filling[number].missing == 0
 
     def _run(self, reader: Iterator[Row], places: Iterator[int]) -> None:
+        place = None  # of the row that is at hand: one is drawn for it, and not before it is there
         try:
-            self._fill(reader, places)
+            for values in reader:
+                place = next(places)
+                if not self._put(values, place):
+                    return
+                place = None
         except BaseException as error:
             with self._changed:
-                number = next(places) // self._size
+                number = (next(places) if place is None else place) // self._size
                 if number < self._end:
                     self._end, self._failure = number, error
         finally:
@@ -125,18 +130,19 @@ class Stream:
                 self._running -= 1
                 self._changed.notify_all()
 
-    def _fill(self, reader: Iterator[Row], places: Iterator[int]) -> None:
-        for values in reader:
-            number, row = divmod(next(places), self._size)
-            batch = self._wait_for_room(number)
-            if batch is None:
-                return
-            for name, array in batch.arrays.items():
-                array[row] = values[name]
-            with self._changed:
-                batch.missing -= 1
-                if not batch.missing:
-                    self._changed.notify_all()
+    def _put(self, values: Row, place: int) -> bool:
+        """Copies a row to its place; whether anybody wants more."""
+        number, row = divmod(place, self._size)
+        batch = self._wait_for_room(number)
+        if batch is None:
+            return False
+        for name, array in batch.arrays.items():
+            array[row] = values[name]
+        with self._changed:
+            batch.missing -= 1
+            if not batch.missing:
+                self._changed.notify_all()
+        return True
 
     def _wait_for_room(self, number: int) -> "_Batch | None":
         """A batch that may be filled now; None where nobody wants it any more."""

@@ -15,6 +15,7 @@ from pipeline.batches import _BATCHES_ELSEWHERE, ONE_HOST, Batches
 from pipeline.errors import UserError
 from pipeline.shards import TRAIN, VALIDATION
 from pipeline.stream import Stream, _Memory
+from pipeline.tfrecord import RecordBuffer
 from tests.helpers import all_readers_end, readers
 from trainer import replicas
 
@@ -221,6 +222,16 @@ def test_a_budget_that_holds_no_batch_is_refused(compact_dataset):
         train(compact_dataset, 12, memory_bytes=4 << 20)
 
 
+def test_what_was_read_already_is_not_read_again(compact_dataset, monkeypatch):
+    """A stream that begins late reads what it hands out, and of a segment less than what it leaves out of it."""
+    read = []
+    original = RecordBuffer.read
+    monkeypatch.setattr(RecordBuffer, "read", lambda self, file: read.append(1) or original(self, file))
+    steps = Batches(compact_dataset, 4).steps_per_epoch
+    assert len(list(train(compact_dataset, 4, first_step=steps - 2))) == 2
+    assert len(read) == 2 * 4
+
+
 def test_iterated_twice_batches_are_the_same(compact_dataset):
     batches = train(compact_dataset)
     once = fingerprints(itertools.islice(batches, 3))
@@ -285,22 +296,23 @@ def test_a_program_that_leaves_amid_a_stream_has_its_own_status(datasets, scheme
     assert (result.returncode, result.stderr) == (3, "")
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_no_more_batches_are_in_memory_than_the_budget_counts(compact_dataset, two_replicas, monkeypatch, count):
-    """While a replica holds one, and the others wait."""
+@pytest.mark.parametrize(("count", "held"), [(1, 1), (2, 1), (1, 10)])
+def test_no_more_batches_are_in_memory_than_the_budget_counts(compact_dataset, two_replicas, monkeypatch, count, held):
+    """While some are held, and the others wait."""
     made = []
     allocate = _Memory._allocate
     monkeypatch.setattr(_Memory, "_allocate", lambda self: made.append(self) or allocate(self))
-    batches = Batches(compact_dataset, 4, memory_bytes=90 << 20)
+    batches = Batches(compact_dataset, 4, memory_bytes=90 << 20, held=held)
     strategy = two_replicas if count == 2 else replicas.create_strategy(4, "one_device")
     stream = iter(
-        strategy.distribute_datasets_from_function(lambda context: batches.train(1, range(50), 0, True, context))
+        strategy.distribute_datasets_from_function(lambda context: batches.train(1, range(1000), 0, True, context))
     )
     for _ in range(40):
-        held = next(stream)
+        call = [next(stream) for _ in range(held)]
         time.sleep(0.02)
-    assert held
+        assert len(call) == held
+        del call
     each = max(made.count(memory) for memory in set(made)) / count
     context = tf.distribute.InputContext(1, 0, count)
-    assert each <= batches._ahead(context) + _BATCHES_ELSEWHERE + 1
+    assert each <= batches._ahead(context) + _BATCHES_ELSEWHERE + held
     batches.close()

@@ -18,7 +18,8 @@ from tests.worker import fingerprint
 from trainer.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.slow
-KILLS = 10
+KILLS = 10  # amid an epoch, in a step; and some at moments that are rarer
+OTHERS = ("rename:1", "validate:2", "record:1")
 
 
 def train(dataset, workdir, seen, die_at=None):
@@ -57,7 +58,10 @@ def test_ten_kills_leave_no_trace(compact_dataset, tmp_path):
     train(compact_dataset, tmp_path / "whole", tmp_path / "whole.seen")
     numbers = random.Random(4)
     for _ in range(KILLS):
-        train(compact_dataset, tmp_path / "parts", tmp_path / "parts.seen", die_at=numbers.randint(1, 12))
+        die_at = f"train:{numbers.randint(1, 12)}"
+        train(compact_dataset, tmp_path / "parts", tmp_path / "parts.seen", die_at)
+    for die_at in OTHERS:
+        train(compact_dataset, tmp_path / "parts", tmp_path / "parts.seen", die_at)
     train(compact_dataset, tmp_path / "parts", tmp_path / "parts.seen")
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert whole.keys() == parts.keys()

@@ -5,24 +5,27 @@ import itertools
 import os
 import signal
 
+import numpy as np
 import pytest
 
 from pipeline import cli, reader
 from pipeline.errors import UserError
 from tests.helpers import assert_weights_close, events, scalars, train
+from trainer import summaries, workdir
 from trainer.checkpoints import Checkpoints
 from trainer.colorizer import Colorizer
 from trainer.steps import Steps
 from trainer.stopping import stop_request
 
 
-def ask_to_stop(monkeypatch, method, call, number=signal.SIGTERM):
-    """Sends this process a signal in a certain call of a method of `Steps`."""
+def ask_to_stop(monkeypatch, method, call, *numbers):
+    """Sends this process signals, or SIGTERM, in a certain call of a method of `Steps`."""
     original, calls = getattr(Steps, method), itertools.count(1)
 
     def signalled(self, *args):
         if next(calls) == call:
-            os.kill(os.getpid(), number)
+            for number in numbers or (signal.SIGTERM,):
+                os.kill(os.getpid(), number)
         return original(self, *args)
 
     monkeypatch.setattr(Steps, method, signalled)
@@ -55,6 +58,40 @@ def test_told_to_stop_and_resumed_ends_as_if_nothing_had_been(
         assert scalars(tmp_path / "parts", tag) == scalars(folder, tag)
 
 
+def test_it_goes_on_with_the_same_examples_on_another_number_of_replicas(
+    config, compact_dataset, two_replicas, tmp_path, monkeypatch
+):
+    """At rates that do not amplify rounding; see test_run.py."""
+    config.learning_rates = (1e-4, 3e-5)
+    train(config, compact_dataset, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        ask_to_stop(patch, "train", 8)
+        with pytest.raises(cli.Terminated):
+            train(config, compact_dataset, tmp_path / "parts")
+    assert train(config, compact_dataset, tmp_path / "parts", two_replicas).step == 42
+    for tag in ("loss", "validation/loss"):
+        whole, parts = (scalars(tmp_path / name, tag) for name in ("whole", "parts"))
+        assert whole.keys() == parts.keys()
+        np.testing.assert_allclose(list(parts.values()), list(whole.values()), rtol=1e-3)
+
+
+def test_a_machine_that_goes_down_sends_more_than_one_signal(config, compact_dataset, tmp_path, monkeypatch):
+    ask_to_stop(monkeypatch, "train", 2, signal.SIGTERM, signal.SIGHUP, signal.SIGTERM)
+    with pytest.raises(cli.Terminated) as caught:
+        train(config, compact_dataset, tmp_path)
+    assert caught.value.args[0] == signal.SIGTERM
+    assert Checkpoints(str(tmp_path)).steps() == [2]
+
+
+def test_one_process_trains_in_a_directory(config, compact_dataset, finished_copy):
+    with (
+        workdir.claim(str(finished_copy)),
+        pytest.raises(UserError, match="another process trains in --workdir=.*; wait for it, or stop it"),
+    ):
+        train(config, compact_dataset, finished_copy)
+    train(config, compact_dataset, finished_copy)
+
+
 def test_an_interrupt_saves_too_and_a_second_one_ends_at_once(config, compact_dataset, tmp_path, monkeypatch):
     ask_to_stop(monkeypatch, "train", 2, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
@@ -75,11 +112,13 @@ def test_a_finished_run_has_nothing_left_to_do(config, compact_dataset, finished
     assert_weights_close(first, again, rtol=0, atol=0)
 
 
-def test_a_directory_that_is_not_local(config, compact_dataset, tmp_path):
-    """Read and written by TensorFlow's file systems alone; events are made in a local folder and copied."""
+def test_a_directory_that_is_not_local(config, compact_dataset, tmp_path, monkeypatch):
+    """Read and written by TensorFlow's file systems alone; events are made in a local folder, and copied."""
+    monkeypatch.setattr(summaries, "_LARGEST_BYTES", 1000)
     train(config, compact_dataset, f"file://{tmp_path}/run")
     assert {tag for _, tag, _ in events(tmp_path / "run")} >= {"loss", "validation/psnr", "panel"}
     assert list(scalars(tmp_path / "run", "loss")) == list(range(1, 43))
+    assert len(list((tmp_path / "run/tensorboard").iterdir())) > 2
     assert Checkpoints(f"file://{tmp_path}/run").steps() == [21, 42]
     assert train(config, compact_dataset, f"file://{tmp_path}/run").step == 42
 
@@ -89,6 +128,7 @@ def test_workdir_of_another_run_is_refused(config, compact_dataset, make_dataset
         ("model.width_multiplier", 0.125, "holds a run whose model is .*0.0625.*, not .*0.125"),
         ("seed", 3, "holds a run whose seed is 2017, not 3"),
         ("batch_size", 8, "holds a run whose batch_size is 4, not 8"),
+        ("precision", "mixed_float16", "holds a run whose precision is float32, not mixed_float16"),
     ):
         other = copy.deepcopy(config)
         other.update_from_flattened_dict({field: value})

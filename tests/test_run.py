@@ -17,6 +17,7 @@ from tests.helpers import Terminal, assert_weights_close, events, scalars, train
 from trainer import models, run
 from trainer.checkpoints import Checkpoints
 from trainer.colorizer import Colorizer
+from trainer.steps import Steps, Sums
 
 
 def one_and_two_replicas(config, dataset, two_replicas, tmp_path):
@@ -166,12 +167,44 @@ def hasler(rgb):
     return np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean())
 
 
-def test_a_profile_of_chosen_steps(config, compact_dataset, tmp_path):
-    """Of the calls that hold them."""
+def test_several_steps_in_a_call_and_a_profile_of_chosen_ones(config, compact_dataset, finished, tmp_path):
+    """A call never goes over the end of an epoch; those that hold the steps are profiled."""
     config.profile_steps = (3, 4)
     config.steps_per_call = 5
-    train(config, compact_dataset, tmp_path)
+    config.steps_per_checkpoint = 8
+    state = train(config, compact_dataset, tmp_path)
     assert len(list((tmp_path / "tensorboard/plugins/profile").glob("*/*.xplane.pb"))) == 1
+    assert state.validation_losses == finished[1].validation_losses
+    assert_weights_close(state, finished[1], rtol=0, atol=0)
+    assert Checkpoints(str(tmp_path)).steps() == [36, 41, 42]
+
+
+def test_how_batches_are_read_is_as_configured(config, compact_dataset, tmp_path, monkeypatch):
+    calls = []
+
+    class Asked(Exception):
+        pass
+
+    class Spy(Batches):
+        def __init__(self, dataset, batch_size, *rest):
+            calls.append(rest)
+            super().__init__(dataset, batch_size, *rest)
+
+        def validation(self, *rest):
+            raise Asked
+
+    monkeypatch.setattr(run, "Batches", Spy)
+    config.input_memory_mib, config.deterministic, config.steps_per_call = 123, False, 3
+    with pytest.raises(Asked):
+        train(config, compact_dataset, tmp_path)
+    assert calls == [(False, 123 << 20, False, 3)]
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run(config, compact_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(Steps, "validate", lambda *_: Sums(*tf.constant([np.nan, 1, 1, 1, 4, 0])))
+    with pytest.raises(UserError, match="the validation loss of step 21 is nan: its weights are of no use; delete its"):
+        train(config, compact_dataset, tmp_path)
+    assert Checkpoints(str(tmp_path)).best() is None
 
 
 def test_panel_shows_the_same_pictures_each_epoch_gray_predicted_and_true(compact_dataset, finished):

@@ -6,6 +6,7 @@ import tensorflow as tf
 from pipeline import example, reader
 from pipeline.batches import Batches
 from trainer import models, optimizer, schedule
+from trainer.models.koalarization import Koalarization
 from trainer.steps import Steps
 
 ONE = tf.distribute.OneDeviceStrategy("/device:CPU:0")
@@ -66,18 +67,28 @@ def test_several_steps_in_a_call_are_the_same_steps(config, compact_dataset):
 
 
 @pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_accumulated_parts_are_one_batch(config, compact_dataset, two_replicas, replicas):
+def test_accumulated_parts_are_one_batch(config, compact_dataset, two_replicas, monkeypatch, replicas):
     strategy = two_replicas if replicas == 2 else ONE
     whole = Trained(config, compact_dataset, strategy)
     config.accumulation_steps = 2
+    sizes = []
+    outputs = Koalarization.outputs
+    monkeypatch.setattr(
+        Koalarization, "outputs", lambda self, batch, training: (
+            sizes.append(batch["l_224"].shape[0]) or outputs(self, batch, training)
+        ),
+    )  # fmt: skip
     assert_same(whole, Trained(config, compact_dataset, strategy), rtol=1e-4)
+    assert set(sizes) == {config.batch_size // replicas // 2}
 
 
 @pytest.mark.slow
 def test_xla_computes_the_same(config, compact_dataset, two_replicas):
     plain = Trained(config, compact_dataset, two_replicas)
     config.xla = True
-    assert_same(plain, Trained(config, compact_dataset, two_replicas), rtol=1e-3)
+    compiled = Trained(config, compact_dataset, two_replicas)
+    assert_same(plain, compiled, rtol=1e-3)
+    assert compiled.losses != plain.losses  # XLA adds in another order
 
 
 @pytest.mark.slow
@@ -120,6 +131,14 @@ def test_a_step_whose_gradients_overflow_is_left_out(config, compact_dataset, tw
     assert int(whole.optimizer.iterations.numpy()) == 1
     for first, second in zip(before, whole.weights(), strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+def test_the_configured_limit_is_applied(config, compact_dataset):
+    """Adam does not feel the scale of gradients, unless they are as small as what it adds to them."""
+    config.clip_norm = 1e-9
+    limited = Trained(config, compact_dataset, count=1)
+    change = max(np.abs(one - other).max() for one, other in zip(limited.first_weights, limited.weights(), strict=True))
+    assert 0 < change < 1e-5  # it is the rate, 1e-3, without
 
 
 @pytest.mark.parametrize(("clip_norm", "factor"), [(0.0, 1.0), (2.5, 0.5), (10.0, 1.0)])

@@ -119,6 +119,16 @@ def test_a_row_that_lacks_a_field_is_heard_of():
         stream.take()
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_where_copying_a_row_fails_nobody_waits_for_it(deterministic):
+    """Others have rows of batches that come after it, and wait for room."""
+    broken = [{"number": 1}, *rows(range(9))]
+    stream = Stream([iter(broken), *(rows(range(9)) for _ in range(3))], FIELDS, 1, 1, deterministic)
+    with pytest.raises(KeyError, match="picture"):
+        taken(stream, 30)
+    assert all_readers_end()
+
+
 def test_closing_wakes_who_waits():
     released = threading.Event()
 

@@ -35,7 +35,7 @@ def free_ports(count):
 class Cluster:
     """Workers that train on one dataset; none is left when the block ends."""
 
-    def __init__(self, dataset, workdir, *options, workers=2, data=None):
+    def __init__(self, dataset, workdir, *options, workers=2, data=None, each=((), ())):
         addresses = [f"localhost:{port}" for port in free_ports(workers)]
         command = [sys.executable, "-m", "tests.worker", "--config=configs/demo.py"]
         self.processes = []
@@ -45,7 +45,7 @@ class Cluster:
             own_data = data[index] if data else dataset.directory
             self.processes.append(
                 subprocess.Popen(
-                    [*command, f"--data={own_data}", f"--workdir={own}", *OPTIONS, *options],
+                    [*command, f"--data={own_data}", f"--workdir={own}", *OPTIONS, *options, *each[index]],
                     env=os.environ | ({"TF_CONFIG": json.dumps(config)} if workers > 1 else {}),
                     stderr=subprocess.PIPE,
                     text=True,
@@ -84,12 +84,15 @@ def test_two_workers_equal_one_over_200_steps(compact_dataset, tmp_path):
         assert [status for status, _ in results] == [0] * workers, results
         for _, output in results:
             assert "Traceback" not in output
-        first = results[0][1].splitlines()[0]
+        first, second = results[0][1].splitlines()[:2]
+        assert len(list((tmp_path / name / "tensorboard").iterdir())) == 1  # one writes
         assert first.startswith(
-            "MultiWorkerMirroredStrategy on 2 workers: 2 replicas, batch of 4, 2 per replica"
+            "MultiWorkerMirroredStrategy of batches of 4 waits for all workers: localhost:"
             if workers == 2
             else "OneDeviceStrategy on "
         )
+        if workers == 2:
+            assert second == "MultiWorkerMirroredStrategy on 2 workers: 2 replicas, batch of 4, 2 per replica"
     for tag, count in (("loss", 210), ("validation/loss", 10)):
         one, two = scalars(tmp_path / "one", tag), scalars(tmp_path / "two", tag)
         assert one.keys() == two.keys()
@@ -103,7 +106,9 @@ def test_one_worker_told_to_stop_stops_both_and_they_go_on(compact_dataset, tmp_
     with Cluster(compact_dataset, tmp_path / "parts", epochs(2, 1)) as cluster:
         cluster.wait_for("epoch 1/3")
         cluster.processes[1].terminate()
+        start = time.monotonic()
         results = cluster.wait()
+        assert time.monotonic() - start < 20
     assert [status for status, _ in results] == [STOPPED, STOPPED]
     assert all("is saved; the same command goes on from there" in output for _, output in results)
     with Cluster(compact_dataset, tmp_path / "parts", epochs(2, 1)) as cluster:
@@ -145,6 +150,22 @@ def test_a_worker_that_refuses_to_start_ends_the_other_with_one_line(compact_dat
     assert f"error: {tmp_path} is no dataset" in results[1][1]
     assert "of the cluster is gone (" in results[0][1].splitlines()[-1]
     assert "Traceback" not in results[0][1]
+
+
+def test_workers_of_other_settings_are_refused(compact_dataset, tmp_path):
+    options = [[], ["--config.learning_rates=(1e-3,1e-3)"]]
+    with Cluster(compact_dataset, tmp_path / "run", epochs(1, 1), each=options) as cluster:
+        results = cluster.wait()
+    assert [status for status, _ in results] == [1, 1]
+    for _, output in results:
+        assert "error: the workers of the cluster have other configurations or datasets than the chief" in output
+    assert not (tmp_path / "run/config.json").exists()
+
+
+def test_a_worker_says_for_whom_it_waits(compact_dataset, tmp_path):
+    with Cluster(compact_dataset, tmp_path / "run", epochs(1, 1)) as cluster:
+        cluster.processes[1].kill()
+        cluster.wait_for("waits for all workers: localhost:")
 
 
 def test_a_directory_that_workers_do_not_share_is_refused(compact_dataset, tmp_path):

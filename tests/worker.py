@@ -1,7 +1,7 @@
 """Runs `trainer.train` with one convolution in place of Inception-ResNet-v2, in a process of its own.
 
-Two variables of the environment serve tests: SEEN names a file that receives what every batch holds, DIE_AT the call of
-a training step in which the process kills itself.
+Two variables of the environment serve tests: SEEN names a file that receives what every batch holds, DIE_AT a moment in
+which the process kills itself: the third call of a training step, say, is `train:3`.
 """
 
 from trainer import train  # isort: skip  # before TensorFlow, whose noise it keeps back
@@ -15,6 +15,7 @@ import tensorflow as tf
 from pipeline import cli
 from pipeline.batches import ONE_HOST, Batches
 from tests.helpers import tiny_extractor
+from trainer.checkpoints import Checkpoints
 from trainer.models import extractor
 from trainer.steps import Steps
 
@@ -47,21 +48,31 @@ def write_down_batches(path):
     Batches.train = train_batches
 
 
-def die_at(call):
-    original, calls = Steps.train, iter(range(1, call + 1))
+MOMENTS = {  # a step, a batch of validation, and before and after a checkpoint comes to its place
+    "train": (Steps, "train"),
+    "validate": (Steps, "validate"),
+    "rename": (tf.io.gfile, "rename"),
+    "record": (Checkpoints, "record"),
+}
 
-    def train_or_die(self, *args):
+
+def die_at(moment, call):
+    owner, name = MOMENTS[moment]
+    original, calls = getattr(owner, name), iter(range(1, call + 1))
+
+    def call_or_die(*args, **kwargs):
         if next(calls) == call:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, *args)
+        return original(*args, **kwargs)
 
-    Steps.train = train_or_die
+    setattr(owner, name, call_or_die)
 
 
 if __name__ == "__main__":
     extractor.create = tiny_extractor
     if path := os.environ.get("SEEN"):
         write_down_batches(path)
-    if call := os.environ.get("DIE_AT"):
-        die_at(int(call))
+    if when := os.environ.get("DIE_AT"):
+        moment, _, call = when.partition(":")
+        die_at(moment, int(call))
     cli.launch(train.main)

@@ -3,9 +3,11 @@
 import logging
 import os
 
+from pipeline.files import GCS_BLOCK_MIB
 from trainer.quiet import quiet_loading
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors
+os.environ["GCS_READ_CACHE_BLOCK_SIZE_MB"] = str(GCS_BLOCK_MIB)  # else 64, of each of some dozens of open files
 with quiet_loading():
     import tensorflow as tf
 

@@ -1,9 +1,11 @@
 """The state of a run: written aside, read back, then renamed; and read from the newest checkpoint that is whole."""
 
+import contextlib
 import dataclasses
 import logging
 import re
 import uuid
+from collections.abc import Iterator
 
 import keras
 import msgspec
@@ -19,10 +21,11 @@ _NAME = re.compile(r"^step-(\d{8})/?$")
 _WRITING = "writing-"
 _PREFIX = "state"
 _METRICS = "metrics.json"
-# A store that does not answer says nothing of what it holds.
-_UNREACHABLE = (
-    tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError,
-    tf.errors.PermissionDeniedError, tf.errors.UnauthenticatedError,
+_INDEX = f"{_PREFIX}.index"
+# What TensorFlow says of files that are not what was written; all else says nothing of them.
+_DAMAGE = (
+    tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.OutOfRangeError, tf.errors.InvalidArgumentError,
+    FileNotFoundError,
 )  # fmt: skip
 
 
@@ -30,23 +33,47 @@ class _Damaged(UserError):
     """A checkpoint that is not what was written, or of another model."""
 
 
+class _Incomplete(_Damaged):
+    """A checkpoint whose files were not all put in their place: a remote folder is renamed file by file."""
+
+
 class Checkpoints:
     """The checkpoints of a working directory."""
 
     def __init__(self, workdir: str):
         self._folder = tf.io.gfile.join(workdir, _FOLDER)
+        self._passed_over: list[int] = []
 
     def steps(self) -> list[int]:
-        """The steps of which there is a checkpoint, in ascending order."""
-        names = tf.io.gfile.listdir(self._folder) if tf.io.gfile.isdir(self._folder) else []
-        return sorted(int(match[1]) for name in names if (match := _NAME.match(name)))
+        """The steps of which there is a checkpoint, in ascending order.
+
+        Raises:
+            UserError: the store does not say.
+        """
+        return [step for step, is_complete in self._found().items() if is_complete]
+
+    def _found(self) -> dict[int, bool]:
+        """The steps that have a folder, in ascending order, and whether it holds the file that comes there last."""
+        try:
+            with _reading(self._folder):
+                names = pipeline_files.names(self._folder)
+        except FileNotFoundError:
+            return {}
+        steps = sorted(int(match[1]) for name in names if (match := _NAME.match(name)))
+        with _reading(self._folder):
+            return {step: tf.io.gfile.exists(self._path(step, _INDEX)) for step in steps}
 
     def validation_loss(self, step: int) -> float | None:
-        """The validation loss that was recorded for a step; None, if none was."""
+        """The validation loss that was recorded for a step; None, if none was.
+
+        Raises:
+            UserError: the store does not say.
+        """
+        path = self._path(step, _METRICS)
         try:
-            with tf.io.gfile.GFile(self._path(step, _METRICS), "rb") as file:
+            with _reading(path), tf.io.gfile.GFile(path, "rb") as file:
                 return msgspec.json.decode(file.read(), type=_Metrics).validation_loss
-        except (tf.errors.OpError, msgspec.MsgspecError):  # of no step, or of a damaged one
+        except (tf.errors.NotFoundError, msgspec.MsgspecError):  # of no step, or of a damaged one
             return None
 
     def best(self) -> int | None:
@@ -66,12 +93,20 @@ class Checkpoints:
         """Writes a checkpoint and deletes all but the `keep` newest and the best.
 
         Raises:
-            UserError: it cannot be written; those before are as they were.
+            UserError: it cannot be written, or another run has gone further in this directory; those before are as
+                they were.
         """
+        later = [each for each in self.steps() if each > step and each not in self._passed_over]
+        if later:
+            raise UserError(
+                f"{self._path(later[-1])} is of a later step than {step}, which this run has reached: another process "
+                "trains in the same --workdir; stop one of them"
+            )
         with files.writing(f"checkpoint {self._path(step)}"):
             self._save(step, network, optimizer)
-            for later in (each for each in self.steps() if each > step):  # damaged, or the run had gone on from it
-                tf.io.gfile.rmtree(self._path(later))
+            for damaged in set(self._passed_over) - {step} & self._found().keys():
+                tf.io.gfile.rmtree(self._path(damaged))
+            self._passed_over.clear()
             kept = {*self.steps()[-max(1, keep) :], self.best()}
             for old in set(self.steps()) - kept:
                 tf.io.gfile.rmtree(self._path(old))
@@ -91,27 +126,32 @@ class Checkpoints:
     def restore(self, network: keras.Model, optimizer: keras.Optimizer | None = None) -> int | None:
         """Loads the newest whole checkpoint into a network and, to go on training, into its built optimizer.
 
-        Those that are damaged are passed over, and the log says so.
+        Those that are damaged are passed over, and the log says so; `save` deletes them.
 
         Returns:
-            The step; None, if there is no checkpoint.
+            The step; None, if there is no checkpoint, or none but such as were never complete.
 
         Raises:
-            UserError: there are some, but each is damaged or of another model, or they cannot be reached.
+            UserError: there are some, but each is damaged or of another model, or they cannot be read.
         """
-        failure: _Damaged | None = None
-        for step in reversed(self.steps()):
+        failures: list[_Damaged] = []
+        for step, is_complete in reversed(self._found().items()):
             try:
+                if not is_complete:
+                    raise _Incomplete(f"checkpoint {self._path(step)} is incomplete")
                 self._restore(step, network, optimizer)
             except _Damaged as error:
-                failure = failure or error
+                failures.append(error)
+                self._passed_over.append(step)
                 continue
-            if failure is not None:
-                _LOGGER.warning("WARNING: %s; the one of step %d is taken in its place", failure, step)
+            if failures:
+                _LOGGER.warning("WARNING: %s; the one of step %d is taken in its place", failures[0], step)
             return step
-        if failure is not None:
-            raise UserError(f"{failure}, and there is none before it that is whole; name another --workdir")
-        return None
+        if all(isinstance(failure, _Incomplete) for failure in failures):
+            for failure in failures:
+                _LOGGER.warning("WARNING: %s, and there is none before it", failure)
+            return None
+        raise UserError(f"{failures[0]}, and there is none before it that is whole; name another --workdir")
 
     def _restore(self, step: int, network: keras.Model, optimizer: keras.Optimizer | None) -> None:
         path = self._path(step)
@@ -119,12 +159,13 @@ class Checkpoints:
         if optimizer is not None:
             state["optimizer"] = optimizer
         try:
-            status = tf.train.Checkpoint(**state).read(tf.io.gfile.join(path, _PREFIX))
-            status.assert_existing_objects_matched().expect_partial()
+            with _reading(f"checkpoint {path}"):
+                status = tf.train.Checkpoint(**state).read(tf.io.gfile.join(path, _PREFIX))
+                status.assert_existing_objects_matched().expect_partial()
             if int(found.numpy()) != step:
                 raise ValueError(f"it holds step {int(found.numpy())}")
-        except _UNREACHABLE as error:
-            raise UserError(f"checkpoint {path} cannot be read: {one_line(error)[:200]}; start again") from error
+        except UserError:
+            raise
         except Exception as error:  # TensorFlow has no error of its own for a damaged checkpoint
             raise _Damaged(f"checkpoint {path} is damaged or of another model: {one_line(error)[:200]}") from error
 
@@ -137,6 +178,21 @@ class _Metrics:
     """What is known of a checkpoint's worth."""
 
     validation_loss: float
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Says of a store that does not answer that it says nothing of what it holds.
+
+    Raises:
+        UserError: `name`, which the block reads, cannot be read.
+    """
+    try:
+        yield
+    except _DAMAGE:
+        raise
+    except (tf.errors.OpError, OSError, MemoryError) as error:
+        raise UserError(f"{name} cannot be read: {one_line(error)[:200]}; start again") from error
 
 
 def _read_all(prefix: str) -> None:

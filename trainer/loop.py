@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import zlib
 
 import keras
 import tensorflow as tf
@@ -52,9 +53,11 @@ def train_and_evaluate(
         workdir.check(work_dir, config, dataset.manifest)
     rate = schedule.piecewise_constant(config.learning_rates, config.epochs_per_learning_rate, steps_per_epoch)
     features = _stored_features(config, dataset)
-    with replicas.naming_losses(strategy):
+    with replicas.naming_losses(strategy), contextlib.ExitStack() as stack:
+        _check_workers(config, dataset, strategy)
         state = _create_state(config, strategy, rate, features)
         if replicas.is_chief(strategy):
+            stack.enter_context(workdir.claim(work_dir))
             workdir.save(work_dir, config, dataset.manifest)
         _resume(checkpoints, strategy, state, work_dir)
         _describe(config, dataset, state, epochs, steps_per_epoch)
@@ -75,6 +78,20 @@ def train_and_evaluate(
         replicas.agree(strategy, state.step)  # all wait for the chief to have written
     _LOGGER.info("finished at step %d, epoch %d; %s", state.step, epochs, work_dir)
     return state
+
+
+def _check_workers(config: ConfigDict, dataset: Dataset, strategy: tf.distribute.Strategy) -> None:
+    """Compares what the workers were started with: replicas of other rates would part, and other batches never meet.
+
+    Raises:
+        UserError: it differs.
+    """
+    text = workdir.to_json(config) + dataset.manifest.to_json()
+    if not replicas.agree(strategy, zlib.crc32(text.encode())):
+        raise UserError(
+            "the workers of the cluster have other configurations or datasets than the chief; start the same command "
+            "on all of them"
+        )
 
 
 def _resume(checkpoints: Checkpoints, strategy: tf.distribute.Strategy, state: TrainState, work_dir: str) -> None:

@@ -1,6 +1,7 @@
 """Which devices a run uses: one, all of a machine, or all of many machines."""
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -73,6 +74,8 @@ def create_strategy(batch_size: int, name: str = "auto") -> tf.distribute.Strate
         )
     if name == "auto":
         name = "multi_worker" if workers > 1 else "mirrored" if len(_devices()) > 1 else "one_device"
+    if name == "multi_worker":
+        _LOGGER.info("%s of batches of %d waits for all workers: %s", STRATEGIES[name], batch_size, _addresses())
     strategy = _create(name)
     replicas = strategy.num_replicas_in_sync
     if batch_size < 1 or batch_size % replicas:
@@ -128,10 +131,20 @@ def naming_losses(strategy: tf.distribute.Strategy) -> Iterator[None]:
         ) from error
 
 
+def from_chief(strategy: tf.distribute.Strategy, number: int) -> int:
+    """The number that the chief brings, on all hosts."""
+    return _sum(strategy, number if is_chief(strategy) else 0)
+
+
 def agree(strategy: tf.distribute.Strategy, number: int) -> bool:
-    """Whether all hosts bring the same number."""
-    total = strategy.reduce("SUM", strategy.run(lambda: tf.constant(number, tf.int32)), axis=None)
-    return int(total) == number * strategy.num_replicas_in_sync
+    """Whether all hosts bring the same number; none goes on before all have come here."""
+    return _sum(strategy, number != from_chief(strategy, number)) == 0
+
+
+def _sum(strategy: tf.distribute.Strategy, number: int) -> int:
+    """The sum over hosts, of each of whose replicas it is the same."""
+    total = strategy.reduce("SUM", strategy.run(lambda: tf.constant(number, tf.int64)), axis=None)
+    return int(total) * hosts(strategy) // strategy.num_replicas_in_sync
 
 
 def _create(name: str) -> tf.distribute.Strategy:
@@ -147,6 +160,11 @@ def _create(name: str) -> tf.distribute.Strategy:
     if name == "one_device":
         return tf.distribute.OneDeviceStrategy(devices[0])
     return tf.distribute.MirroredStrategy(devices)
+
+
+def _addresses() -> str:
+    """Where the workers of TF_CONFIG are."""
+    return ", ".join(itertools.chain(*json.loads(os.environ[_TF_CONFIG])["cluster"].values()))
 
 
 def _devices() -> list[tf.config.LogicalDevice]:

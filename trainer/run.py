@@ -53,6 +53,7 @@ class _Window:
         self.steps = 0
         self.measures: list[Measures] = []
         self.waited = self.seconds = 0.0
+        self.ended: Measures | None = None  # of the last steps that are known to have ended
         self._start = start
 
     @contextlib.contextmanager
@@ -65,7 +66,8 @@ class _Window:
     def add(self, measures: Measures, count: int) -> None:
         """Adds some steps, once those before them have ended: a run that is to stop has no queue to wait for."""
         if self.measures:
-            self.measures[-1].loss.numpy()
+            self.ended = self.measures[-1]
+            self.ended.loss.numpy()
         self.measures.append(measures)
         self.steps += count
 
@@ -79,7 +81,7 @@ class _Window:
     def end(self) -> float:
         """All steps have ended; when."""
         now = time.monotonic()
-        self.seconds = now - self._start
+        self.seconds, self.ended = now - self._start, self.measures[-1]
         return now
 
 
@@ -152,7 +154,11 @@ class Run:
 
     @property
     def _is_validated(self) -> bool:
-        return not self._has_validation or self._checkpoints.validation_loss(self._state.step) is not None
+        """Whether the chief has recorded it."""
+        if not self._has_validation:
+            return True
+        recorded = self._is_chief and self._checkpoints.validation_loss(self._state.step) is not None
+        return bool(replicas.from_chief(self._strategy, recorded))
 
     def _distribute_train(self, epochs: range, first_step: int) -> tf.distribute.DistributedDataset:
         config = self._config
@@ -172,20 +178,20 @@ class Run:
                 with window.waiting():
                     call = [next(batches) for _ in range(count)]
                 measures = self._steps.train(call, self._asked())
+                del call  # its memory is used again
                 before, done, state.step = done, done + count, state.step + count
                 window.add(measures, count)
                 self._profiler.after(state.step, measures.loss)
-                stops = self._stops(measures.stops[-1])
                 saves = _passes(state.step - count, state.step, config.steps_per_checkpoint)
                 # Before the state is saved: one that is no longer finite must not be.
-                if stops or saves or done == end or _passes(before, done, config.steps_per_log):
+                if saves or done == end or _passes(before, done, config.steps_per_log) or self._stops(window):
                     values, ended = self._record(window)
                     bar.set_postfix_str(f"loss {values[-1]:.5f}, {self._rate(window):.1f} images/s", refresh=False)
                     bar.update(window.steps)
                     losses += values
+                    if self._stops(window):
+                        raise Stop
                     window = _Window(ended)
-                if stops:
-                    raise Stop
                 if saves:
                     with window.left_out():
                         self.save()
@@ -229,9 +235,12 @@ class Run:
         """Whether this host was asked to stop, as a number for `Steps`."""
         return tf.constant(float(self._stop.is_made))
 
-    def _stops(self, stopping: tf.Tensor) -> bool:
-        """Whether the run stops after a step: one host knows at once; of many, all after the step that carried it."""
-        return self._stop.is_made if self._hosts == 1 else float(stopping) > 0
+    def _stops(self, window: "_Window") -> bool:
+        """Whether the run stops: one host knows at once; of many, all once a step that carried it has ended."""
+        return self._agreed(window.ended.stops[-1] if window.ended else 0)
+
+    def _agreed(self, stops: tf.Tensor | float) -> bool:
+        return self._stop.is_made if self._hosts == 1 else float(stops) > 0
 
     def _finish_epoch(self) -> None:
         """Saves the state, says what it is worth, and shows pictures."""
@@ -261,10 +270,15 @@ class Run:
         totals = np.zeros(5)
         for batch in self._validation:
             sums = self._steps.validate(batch, self._asked())
-            if self._stops(sums.stops):
+            if self._agreed(sums.stops):
                 raise Stop
             totals += [float(each) for each in sums[:5]]
         found = Validation(*(totals[:4] / totals[4]).tolist())
+        if not math.isfinite(found.loss):
+            raise UserError(
+                f"the validation loss of step {self._state.step} is {found.loss}: its weights are of no use; delete "
+                "its checkpoint, lower --config.learning_rates, and start again"
+            )
         self._state.validation_losses.append(found.loss)
         self._summaries.validation(self._state.step, found)
         _LOGGER.info(

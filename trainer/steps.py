@@ -92,7 +92,9 @@ class Steps:
         count = self._config.accumulation_steps
         if count == 1:
             return self._gradients(batch)
-        parts = {name: tf.stack(tf.split(values, count)) for name, values in batch.items()}  # (count, B / count, ...)
+        parts = {  # (count, B / count, ...)
+            name: tf.reshape(values, (count, -1, *values.shape[1:])) for name, values in batch.items()
+        }
 
         def add(index: tf.Tensor, loss: tf.Tensor, gradients: list[tf.Tensor]) -> tuple:
             own_loss, own = self._gradients({name: values[index] for name, values in parts.items()})

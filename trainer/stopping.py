@@ -40,16 +40,20 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Notes a signal that asks this process to stop while the block runs; a second one ends it as it would have."""
+    """Notes a signal that asks this process to stop while the block runs.
+
+    An interrupt that comes after it ends the process as it would have; other signals are noted only once: a machine
+    that goes down sends two or three of them.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
         yield request
         return
 
     def note(number: int, frame: object) -> None:
-        request.signal = signal.Signals(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        request.signal = request.signal or signal.Signals(number)
+        if signal.SIGINT in before:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     before = {each: handler for each in _HEARD if (handler := signal.getsignal(each)) is not signal.SIG_IGN}  # nohup
     for number in before:

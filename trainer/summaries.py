@@ -7,13 +7,16 @@ import tempfile
 
 import tensorflow as tf
 from ml_collections import ConfigDict
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api as hparams
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
 from pipeline import color_tf
 from pipeline.config import fields
 from trainer import files
 
 _FOLDER = "tensorboard"
+_LARGEST_BYTES = 4 << 20  # of a file of events that is copied
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Summaries:
     | `learning_rate`                | scalar  | every step        |                                              |
     | `gradient_norm`                | scalar  | every step        | of the whole batch, before it is limited     |
     | `images_per_second`            | scalar  | every few steps   |                                              |
-    | `waiting_for_data`             | scalar  | every few steps   | part of the time, from 0 to 1                |
+    | `waiting_for_data`             | scalar  | every few steps   | part of the time, at most, from 0 to 1       |
     | `memory_mib`                   | scalar  | every few steps   | the peak, of a GPU or else of the process    |
     | `validation/loss`              | scalar  | every epoch       |                                              |
     | `validation/psnr`              | scalar  | every epoch       | dB                                           |
@@ -45,7 +48,10 @@ class Summaries:
     | `config`                       | text    | when a run starts |                                              |
     | hyperparameters                | hparams | when a run starts | to compare runs by their last scalars        |
 
-    Events of a remote directory are written to a local one, and copied when they are flushed.
+    Events of a remote directory are written to a local one, and copied when they are flushed; there is a new file once
+    one is long, so that a flush has little to copy.
+
+    A step may still be at work while the next batch is waited for: `waiting_for_data` is the most that can be lost.
 
     Args:
         workdir: of the run.
@@ -101,11 +107,24 @@ class Summaries:
             self._writer.flush()
             if self._copy is not None:
                 _synchronize(self.folder, self._remote)
+                self._begin_another_file()
+
+    def _begin_another_file(self) -> None:
+        """Leaves a file that is long and copied."""
+        written = [entry for entry in os.scandir(self.folder) if entry.is_file()]
+        if sum(entry.stat().st_size for entry in written) > _LARGEST_BYTES:
+            self._writer.close()
+            for entry in written:
+                os.remove(entry.path)
+            self._writer = tf.summary.create_file_writer(self.folder)
 
     def _scalars(self, step: int, values: dict[str, float]) -> None:
+        """All in one record: TensorFlow's own way takes longer for each than a small step should wait."""
+        summary = Summary()
+        for tag, value in values.items():
+            summary.MergeFrom(scalar_pb(tag, value))
         with self._writer.as_default():
-            for tag, value in values.items():
-                tf.summary.scalar(tag, value, step)
+            tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step)
 
 
 def side_by_side(lightness: tf.Tensor, predicted_ab: tf.Tensor, true_ab: tf.Tensor) -> tf.Tensor:

@@ -1,8 +1,12 @@
 """The directory of a run: its configuration, its dataset's manifest, checkpoints and TensorBoard events."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import logging
+import os
+from collections.abc import Iterator
 
 import tensorflow as tf
 from ml_collections import ConfigDict
@@ -15,7 +19,7 @@ from trainer.files import writing
 _LOGGER = logging.getLogger(__name__)
 _CONFIG = "config.json"
 # What cannot change between the parts of a run: the rest of it would no longer be the same run.
-_FIXED = ("model", "seed", "batch_size")
+_FIXED = ("model", "seed", "batch_size", "precision")
 
 
 def check(workdir: str, settings: ConfigDict, dataset: Manifest) -> None:
@@ -40,14 +44,38 @@ def check(workdir: str, settings: ConfigDict, dataset: Manifest) -> None:
         raise UserError(f"--workdir={workdir} holds a run on another dataset; name another directory")
 
 
+@contextlib.contextmanager
+def claim(workdir: str) -> Iterator[None]:
+    """Keeps other processes from training in a local directory while the block runs; makes it, where there is none.
+
+    The system lets go of the claim of a process that is killed. A remote directory has nothing of the kind: there,
+    `Checkpoints.save` notices another run.
+
+    Raises:
+        UserError: another process trains there, or the directory cannot be made.
+    """
+    with writing(f"--workdir={workdir}"):
+        tf.io.gfile.makedirs(workdir)
+    if "://" in workdir:
+        yield
+        return
+    folder = os.open(workdir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another process trains in --workdir={workdir}; wait for it, or stop it") from error
+        yield
+    finally:
+        os.close(folder)
+
+
 def save(workdir: str, settings: ConfigDict, dataset: Manifest) -> None:
     """Saves the resolved configuration and the dataset's manifest with the run.
 
     Raises:
         UserError: the directory cannot be written.
     """
-    with writing(f"--workdir={workdir}"):
-        tf.io.gfile.makedirs(workdir)
     files.write(_path(workdir, manifest.FILE_NAME), dataset.to_json().encode())
     files.write(_path(workdir, _CONFIG), to_json(settings).encode())
 
