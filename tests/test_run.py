@@ -176,7 +176,7 @@ def test_several_steps_in_a_call_and_a_profile_of_chosen_ones(config, compact_da
     assert len(list((tmp_path / "tensorboard/plugins/profile").glob("*/*.xplane.pb"))) == 1
     assert state.validation_losses == finished[1].validation_losses
     assert_weights_close(state, finished[1], rtol=0, atol=0)
-    assert Checkpoints(str(tmp_path)).steps() == [36, 41, 42]
+    assert Checkpoints(str(tmp_path)).steps() == [21, 36, 41, 42]  # the first was the best until the last was validated
 
 
 def test_how_batches_are_read_is_as_configured(config, compact_dataset, tmp_path, monkeypatch):

@@ -160,6 +160,8 @@ class Checkpoints:
             state["optimizer"] = optimizer
         try:
             with _reading(f"checkpoint {path}"):
+                with tf.io.gfile.GFile(tf.io.gfile.join(path, _INDEX), "rb") as file:
+                    file.read()  # whether the store answers: the reader of checkpoints does not tell
                 status = tf.train.Checkpoint(**state).read(tf.io.gfile.join(path, _PREFIX))
                 status.assert_existing_objects_matched().expect_partial()
             if int(found.numpy()) != step:
@@ -189,9 +191,10 @@ def _reading(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except _DAMAGE:
-        raise
     except (tf.errors.OpError, OSError, MemoryError) as error:
+        # The reader of checkpoints has errors of no class but the one of all.
+        if isinstance(error, _DAMAGE) or type(error) is tf.errors.OpError:
+            raise
         raise UserError(f"{name} cannot be read: {one_line(error)[:200]}; start again") from error
 
 
