@@ -24,7 +24,7 @@ from trainer.checkpoints import Checkpoints
 from trainer.models.base import ColorModel
 from trainer.optimizer import FLOAT16
 from trainer.profiler import Profiler
-from trainer.steps import Measures, Steps
+from trainer.steps import Measures, Steps, Sums
 from trainer.stopping import Stop, StopRequest
 from trainer.summaries import Summaries, Validation
 
@@ -184,12 +184,12 @@ class Run:
                 self._profiler.after(state.step, measures.loss)
                 saves = _passes(state.step - count, state.step, config.steps_per_checkpoint)
                 # Before the state is saved: one that is no longer finite must not be.
-                if saves or done == end or _passes(before, done, config.steps_per_log) or self._stops(window):
+                if saves or done == end or _passes(before, done, config.steps_per_log) or self._stops(window.ended):
                     values, ended = self._record(window)
                     bar.set_postfix_str(f"loss {values[-1]:.5f}, {self._rate(window):.1f} images/s", refresh=False)
                     bar.update(window.steps)
                     losses += values
-                    if self._stops(window):
+                    if self._stops(window.ended):
                         raise Stop
                     window = _Window(ended)
                 if saves:
@@ -235,12 +235,11 @@ class Run:
         """Whether this host was asked to stop, as a number for `Steps`."""
         return tf.constant(float(self._stop.is_made))
 
-    def _stops(self, window: "_Window") -> bool:
+    def _stops(self, ended: Measures | Sums | None) -> bool:
         """Whether the run stops: one host knows at once; of many, all once a step that carried it has ended."""
-        return self._agreed(window.ended.stops[-1] if window.ended else 0)
-
-    def _agreed(self, stops: tf.Tensor | float) -> bool:
-        return self._stop.is_made if self._hosts == 1 else float(stops) > 0
+        if self._hosts == 1:
+            return self._stop.is_made
+        return ended is not None and float(np.max(ended.stops)) > 0
 
     def _finish_epoch(self) -> None:
         """Saves the state, says what it is worth, and shows pictures."""
@@ -270,7 +269,7 @@ class Run:
         totals = np.zeros(5)
         for batch in self._validation:
             sums = self._steps.validate(batch, self._asked())
-            if self._agreed(sums.stops):
+            if self._stops(sums):
                 raise Stop
             totals += [float(each) for each in sums[:5]]
         found = Validation(*(totals[:4] / totals[4]).tolist())
