@@ -103,7 +103,7 @@ def _bare_step(config: ConfigDict, data: Path, strategy: Any) -> Callable[[], An
     batch = tf.function(lambda: reader.unpack(stored, layout))()
     part = _BATCH // strategy.num_replicas_in_sync
 
-    def own_part(context: tf.distribute.ValueContext) -> dict[str, tf.Tensor]:
+    def own_part(context: Any) -> dict[str, tf.Tensor]:
         start = context.replica_id_in_sync_group * part
         return {name: values[start : start + part] for name, values in batch.items()}
 
