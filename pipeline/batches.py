@@ -5,15 +5,12 @@ copies them four times and computes checksums without the processor's help, at t
 the whole may hold is a budget in bytes: what the readers leave of it, batches that are read ahead fill.
 """
 
-import atexit
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import itertools
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -27,12 +24,12 @@ from pipeline.manifest import ShardInfo
 from pipeline.order import Plan, Segments
 from pipeline.reader import Dataset
 from pipeline.shards import TRAIN, VALIDATION
+from pipeline.source import Source
 from pipeline.stream import Field, Row, Stream
 
 _RUNTIME_BYTES = 64 << 20  # threads, functions, and what the allocator cannot use
 # tf.data prefetches one and hands one on, the devices' iterator another; one is not yet let go.
 _BATCHES_ELSEWHERE = 4
-_STILL_SECONDS = 0.3
 _VALIDATION_AHEAD = 2  # batches, beside those that wait to be trained on
 ONE_HOST = tf.distribute.InputContext()
 
@@ -66,7 +63,7 @@ class Batches:
         self._deterministic = deterministic
         self._held = held
         self._failures: list[UserError] = []
-        self._sources: list[_Source] = []
+        self._sources: list[Source] = []
 
     @property
     def steps_per_epoch(self) -> int:
@@ -237,7 +234,7 @@ class Batches:
                 [reader(number) for number in range(readers)], fields, size, ahead * parts, self._deterministic
             )
 
-        source = _Source(open_stream, steps * parts, self._failures)
+        source = Source(open_stream, steps * parts, self._failures)
         self._sources.append(source)
 
         def take(number: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -338,70 +335,3 @@ def _options() -> tf.data.Options:
     options.autotune.enabled = False  # it would hold as much as it likes
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return options
-
-
-class _Source:
-    """Hands the batches of a stream to tf.data, one after the other, to one iterator at a time; the next begins anew.
-
-    TensorFlow never lets go of a Python function that it was given, and so of this: streams are closed at their end.
-
-    Args:
-        open_stream: makes one.
-        count: batches that it has.
-        failures: where users' errors are kept, of which tf.data makes errors of its own.
-    """
-
-    def __init__(self, open_stream: Callable[[], Stream], count: int, failures: list[UserError]):
-        self._open_stream = open_stream
-        self._count = count
-        self._failures = failures
-        self._lock = threading.Lock()
-        self._stream: Stream | None = None
-        self._next = 0
-        self._calls = 0
-
-    def take(self, number: np.ndarray) -> list[np.ndarray]:
-        """The arrays of a batch.
-
-        Args:
-            number: int64 scalar, one more than before, or 0 to begin anew.
-        """
-        with self._lock:
-            self._calls += 1
-            if number == 0:
-                self.close()
-                self._stream, self._next = self._open_stream(), 0
-                atexit.register(self._leave)
-            stream = self._stream
-            if stream is None:
-                raise RuntimeError(f"batch {number} is asked for, but the stream is closed")
-            if number != self._next:
-                raise RuntimeError(f"batch {number} is asked for where {self._next} is due: two iterate at once")
-            try:
-                arrays = stream.take()
-            except UserError as error:
-                self._failures.append(error)
-                raise
-            self._next += 1
-            if self._next == self._count:
-                self.close()
-            return list(arrays.values())
-
-    def close(self) -> None:
-        """Ends the stream that is open; whoever waits for a batch of it does so no more."""
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.close()
-            atexit.unregister(self._leave)
-
-    def _leave(self) -> None:
-        """Ends the stream, and comes back once nobody asks for batches any more.
-
-        The interpreter, when it goes, ends threads that call it, without a word to TensorFlow, which waits for them.
-        What tf.data prefetches has an end, and a stream that is closed has no batches: soon all is still.
-        """
-        self.close()
-        calls = -1
-        while calls != self._calls:
-            calls = self._calls
-            time.sleep(_STILL_SECONDS)

@@ -1,11 +1,9 @@
 """The state of a run: written aside, read back, then renamed; and read from the newest checkpoint that is whole."""
 
-import contextlib
 import dataclasses
 import logging
 import re
 import uuid
-from collections.abc import Iterator
 
 import keras
 import msgspec
@@ -22,11 +20,6 @@ _WRITING = "writing-"
 _PREFIX = "state"
 _METRICS = "metrics.json"
 _INDEX = f"{_PREFIX}.index"
-# What TensorFlow says of files that are not what was written; all else says nothing of them.
-_DAMAGE = (
-    tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.OutOfRangeError, tf.errors.InvalidArgumentError,
-    FileNotFoundError,
-)  # fmt: skip
 
 
 class _Damaged(UserError):
@@ -55,12 +48,12 @@ class Checkpoints:
     def _found(self) -> dict[int, bool]:
         """The steps that have a folder, in ascending order, and whether it holds the file that comes there last."""
         try:
-            with _reading(self._folder):
+            with files.reading(self._folder):
                 names = pipeline_files.names(self._folder)
         except FileNotFoundError:
             return {}
         steps = sorted(int(match[1]) for name in names if (match := _NAME.match(name)))
-        with _reading(self._folder):
+        with files.reading(self._folder):
             return {step: tf.io.gfile.exists(self._path(step, _INDEX)) for step in steps}
 
     def validation_loss(self, step: int) -> float | None:
@@ -71,14 +64,17 @@ class Checkpoints:
         """
         path = self._path(step, _METRICS)
         try:
-            with _reading(path), tf.io.gfile.GFile(path, "rb") as file:
+            with files.reading(path), tf.io.gfile.GFile(path, "rb") as file:
                 return msgspec.json.decode(file.read(), type=_Metrics).validation_loss
         except (tf.errors.NotFoundError, msgspec.MsgspecError):  # of no step, or of a damaged one
             return None
 
     def best(self) -> int | None:
         """The step of the lowest validation loss, the newest of equal ones; None, if none was recorded."""
-        losses = {step: loss for step in self.steps() if (loss := self.validation_loss(step)) is not None}
+        return self._best(self.steps())
+
+    def _best(self, steps: list[int]) -> int | None:
+        losses = {step: loss for step in steps if (loss := self.validation_loss(step)) is not None}
         return min(reversed(losses), key=losses.__getitem__, default=None)
 
     def record(self, step: int, validation_loss: float) -> None:
@@ -96,19 +92,20 @@ class Checkpoints:
             UserError: it cannot be written, or another run has gone further in this directory; those before are as
                 they were.
         """
-        later = [each for each in self.steps() if each > step and each not in self._passed_over]
-        if later:
+        found = self._found()
+        others = [each for each, is_complete in found.items() if is_complete and each not in self._passed_over]
+        if later := [each for each in others if each > step]:
             raise UserError(
                 f"{self._path(later[-1])} is of a later step than {step}, which this run has reached: another process "
                 "trains in the same --workdir; stop one of them"
             )
         with files.writing(f"checkpoint {self._path(step)}"):
             self._save(step, network, optimizer)
-            for damaged in set(self._passed_over) - {step} & self._found().keys():
+            for damaged in (found.keys() & self._passed_over) - {step}:
                 tf.io.gfile.rmtree(self._path(damaged))
             self._passed_over.clear()
-            kept = {*self.steps()[-max(1, keep) :], self.best()}
-            for old in set(self.steps()) - kept:
+            steps = sorted({step, *others})
+            for old in set(steps) - {*steps[-max(1, keep) :], self._best(steps)}:
                 tf.io.gfile.rmtree(self._path(old))
 
     def _save(self, step: int, network: keras.Model, optimizer: keras.Optimizer) -> None:
@@ -159,7 +156,7 @@ class Checkpoints:
         if optimizer is not None:
             state["optimizer"] = optimizer
         try:
-            with _reading(f"checkpoint {path}"):
+            with files.reading(f"checkpoint {path}"):
                 with tf.io.gfile.GFile(tf.io.gfile.join(path, _INDEX), "rb") as file:
                     file.read()  # whether the store answers: the reader of checkpoints does not tell
                 status = tf.train.Checkpoint(**state).read(tf.io.gfile.join(path, _PREFIX))
@@ -180,22 +177,6 @@ class _Metrics:
     """What is known of a checkpoint's worth."""
 
     validation_loss: float
-
-
-@contextlib.contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """Says of a store that does not answer that it says nothing of what it holds.
-
-    Raises:
-        UserError: `name`, which the block reads, cannot be read.
-    """
-    try:
-        yield
-    except (tf.errors.OpError, OSError, MemoryError) as error:
-        # The reader of checkpoints has errors of no class but the one of all.
-        if isinstance(error, _DAMAGE) or type(error) is tf.errors.OpError:
-            raise
-        raise UserError(f"{name} cannot be read: {one_line(error)[:200]}; start again") from error
 
 
 def _read_all(prefix: str) -> None:

@@ -1,4 +1,4 @@
-"""Failures of TensorFlow's writers as errors of users."""
+"""Failures of TensorFlow's file systems as errors of users."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,6 +6,12 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from pipeline.errors import UserError, one_line
+
+# What TensorFlow says of files that are not what was written; all else says nothing of them.
+_DAMAGE = (
+    tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.OutOfRangeError, tf.errors.InvalidArgumentError,
+    FileNotFoundError,
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -19,3 +25,19 @@ def writing(name: str) -> Iterator[None]:
         yield
     except (tf.errors.OpError, OSError) as error:
         raise UserError(f"{name} cannot be written: {one_line(error)}; make room there, or name another") from error
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Says of a store that does not answer that it says nothing of what it holds; what says so of a file passes.
+
+    Raises:
+        UserError: `name`, which the block reads, cannot be read.
+    """
+    try:
+        yield
+    except (tf.errors.OpError, OSError, MemoryError) as error:
+        # The reader of checkpoints has errors of no class but the one of all.
+        if isinstance(error, _DAMAGE) or type(error) is tf.errors.OpError:
+            raise
+        raise UserError(f"{name} cannot be read: {one_line(error)[:200]}; start again") from error

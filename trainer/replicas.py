@@ -67,15 +67,15 @@ def create_strategy(batch_size: int, name: str = "auto") -> tf.distribute.Strate
     _check_gpus()
     if name == "multi_worker" and not workers:
         raise UserError(f"strategy is 'multi_worker', but {_TF_CONFIG} names no cluster; set it, or choose 'auto'")
-    if name in ("one_device", "mirrored") and workers > 1:
+    if name in ("one_device", "mirrored") and len(workers) > 1:
         raise UserError(
-            f"strategy is '{name}', but {_TF_CONFIG} names {workers} workers, which would write one --workdir; choose "
-            "'auto', or unset it"
+            f"strategy is '{name}', but {_TF_CONFIG} names {len(workers)} workers, which would write one --workdir; "
+            "choose 'auto', or unset it"
         )
     if name == "auto":
-        name = "multi_worker" if workers > 1 else "mirrored" if len(_devices()) > 1 else "one_device"
+        name = "multi_worker" if len(workers) > 1 else "mirrored" if len(_devices()) > 1 else "one_device"
     if name == "multi_worker":
-        _LOGGER.info("%s of batches of %d waits for all workers: %s", STRATEGIES[name], batch_size, _addresses())
+        _LOGGER.info("%s of batches of %d waits for all workers: %s", STRATEGIES[name], batch_size, ", ".join(workers))
     strategy = _create(name)
     replicas = strategy.num_replicas_in_sync
     if batch_size < 1 or batch_size % replicas:
@@ -96,7 +96,7 @@ def create_strategy(batch_size: int, name: str = "auto") -> tf.distribute.Strate
 
 def hosts(strategy: tf.distribute.Strategy) -> int:
     """How many processes, each of a machine of its own, take part in a strategy."""
-    return _workers() if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) else 1
+    return len(_workers()) if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) else 1
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
@@ -162,11 +162,6 @@ def _create(name: str) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy(devices)
 
 
-def _addresses() -> str:
-    """Where the workers of TF_CONFIG are."""
-    return ", ".join(itertools.chain(*json.loads(os.environ[_TF_CONFIG])["cluster"].values()))
-
-
 def _devices() -> list[tf.config.LogicalDevice]:
     """All GPUs, or else all CPUs."""
     return tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
@@ -186,17 +181,18 @@ def _check_gpus() -> None:
         )
 
 
-def _workers() -> int:
-    """How many workers TF_CONFIG names; 0 without one.
+def _workers() -> list[str]:
+    """The addresses of the workers that TF_CONFIG names; none without one.
 
     Raises:
         UserError: it cannot be used.
     """
     if not (text := os.environ.get(_TF_CONFIG)):
-        return 0
+        return []
     try:
         config = json.loads(text)
-        workers = {role: len(addresses) for role, addresses in config["cluster"].items()}
+        addresses = {role: list(map(str, own)) for role, own in config["cluster"].items()}
+        workers = {role: len(own) for role, own in addresses.items()}
         role, index = config["task"]["type"], config["task"]["index"]
         if not workers.keys() <= {"chief", "worker"} or not 0 <= index < workers[role]:
             raise ValueError(f"task {role} {index} of {workers}")
@@ -205,4 +201,4 @@ def _workers() -> int:
             f"{_TF_CONFIG} is {text[:200]!r} ({error}); give it a cluster of 'worker' addresses and this task's type "
             "and index, as in README.md"
         ) from error
-    return sum(workers.values())
+    return list(itertools.chain(*addresses.values()))
