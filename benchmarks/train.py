@@ -11,18 +11,19 @@
 
 The network and the extractor are those of the paper, at full size; the weights are random. Every way runs in a process
 of its own, in turn, as often as asked; medians over steps and then over runs are shown. A bare step is network,
-extractor, gradients and Adam in one `tf.function`, on as many replicas: it runs in the same process, half before the
-loop and half after it, for processes differ by more than what is measured. The loop writes its events in every step,
-and waits for each to end, as the bare one does.
+extractor, gradients and Adam in one `tf.function`, on as many replicas. In a second run of the loop one goes before
+each of its steps, and each is compared with the one before it: a machine's speed changes from minute to minute by more
+than what is measured. The loop writes its events in every step, and waits for each to end, as the bare one does.
 """
 
 import contextlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from ml_collections import ConfigDict
 
@@ -65,14 +66,16 @@ def _measure(way: str, work: Path) -> harness.Figures:
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = replicas.create_strategy(_BATCH)
-    bare = _bare_step(config, data, strategy)
-    seconds = _time(bare)[_WARMING:]
     with tempfile.TemporaryDirectory(dir=work) as workdir:
         loop.train_and_evaluate(config, strategy, str(data), workdir)
         rates, waiting = (_scalars(Path(workdir), tag)[_WARMING:] for tag in ("images_per_second", "waiting_for_data"))
-    own = _BATCH / statistics.median(rates)
-    reference = statistics.median(seconds + _time(bare))
-    return {"loop": own, "ratio": own / reference, "waiting": statistics.mean(waiting)}
+    with tempfile.TemporaryDirectory(dir=work) as workdir, _alternating(_bare_step(config, data, strategy)) as ratios:
+        loop.train_and_evaluate(config, strategy, str(data), workdir)
+    return {
+        "loop": _BATCH / statistics.median(rates),
+        "ratio": statistics.median(ratios[_WARMING:]),
+        "waiting": statistics.mean(waiting),
+    }
 
 
 def _config(features: bool) -> ConfigDict:
@@ -127,14 +130,29 @@ def _bare_step(config: ConfigDict, data: Path, strategy: Any) -> Callable[[], An
     return step
 
 
-def _time(step: Callable[[], Any]) -> list[float]:
-    """Seconds of each of half an epoch's steps, and of those that warm up."""
-    seconds = []
-    for _ in range(_WARMING + _STEPS // 2):
-        start = time.monotonic()
-        step().numpy()
-        seconds.append(time.monotonic() - start)
-    return seconds
+@contextlib.contextmanager
+def _alternating(bare: Callable[[], Any]) -> Iterator[list[float]]:
+    """Within the block a bare step goes before each of a loop's; yields how much longer each of these takes."""
+    from trainer import run
+
+    ratios: list[float] = []
+    seconds = ended = 0.0
+
+    class Alternating(run.Steps):
+        """Counts as the loop's all from the end of one bare step to the beginning of the next."""
+
+        def train(self, batches: Sequence[Any], stops: Any) -> Any:
+            nonlocal seconds, ended
+            start = time.monotonic()
+            if ended:
+                ratios.append((start - ended) / seconds)
+            bare().numpy()
+            ended = time.monotonic()
+            seconds = ended - start
+            return super().train(batches, stops)
+
+    with mock.patch.object(run, "Steps", Alternating):
+        yield ratios
 
 
 def _scalars(workdir: Path, tag: str) -> list[float]:

@@ -7,6 +7,7 @@ import signal
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from pipeline import cli, reader
 from pipeline.errors import UserError
@@ -165,6 +166,15 @@ def test_a_damaged_configuration_of_a_run_is_refused(config, compact_dataset, fi
             use()
     (finished_copy / "config.json").unlink()
     with pytest.raises(UserError, match="holds no run: config.json cannot be read"):
+        train(config, compact_dataset, finished_copy)
+
+
+def test_a_store_that_does_not_answer_is_not_without_a_run(config, compact_dataset, finished_copy, monkeypatch):
+    def fail(*_):
+        raise tf.errors.UnavailableError(None, None, "try later")
+
+    monkeypatch.setattr(tf.io.gfile.GFile, "read", fail)
+    with pytest.raises(UserError, match="config.json cannot be read: try later; start again"):
         train(config, compact_dataset, finished_copy)
 
 

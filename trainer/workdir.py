@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from pipeline import config, files, manifest
 from pipeline.errors import UserError, one_line
 from pipeline.manifest import Manifest
-from trainer.files import writing
+from trainer.files import reading, writing
 
 _LOGGER = logging.getLogger(__name__)
 _CONFIG = "config.json"
@@ -115,8 +115,9 @@ def _path(workdir: str, name: str) -> str:
 
 
 def _read(workdir: str, name: str) -> str:
+    path = _path(workdir, name)
     try:
-        with tf.io.gfile.GFile(_path(workdir, name), "rb") as file:
+        with reading(path), tf.io.gfile.GFile(path, "rb") as file:
             return file.read().decode(errors="replace")
     except tf.errors.OpError as error:
         raise UserError(f"--workdir={workdir} holds no run: {name} cannot be read") from error
