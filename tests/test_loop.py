@@ -94,6 +94,7 @@ def test_one_process_trains_in_a_directory(config, compact_dataset, finished_cop
 
 
 def test_an_interrupt_saves_too_and_a_second_one_ends_at_once(config, compact_dataset, tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests in the background do not have
     ask_to_stop(monkeypatch, "train", 2, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(config, compact_dataset, tmp_path)
@@ -102,7 +103,7 @@ def test_an_interrupt_saves_too_and_a_second_one_ends_at_once(config, compact_da
         os.kill(os.getpid(), signal.SIGINT)
         assert request.is_made
         os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 def test_a_finished_run_has_nothing_left_to_do(config, compact_dataset, finished, finished_copy):
