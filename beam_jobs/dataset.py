@@ -20,7 +20,7 @@ from beam_jobs.job_folder import JobFolder
 from beam_jobs.shard_writer import ShardReport, ShardSummary, WriteShard
 from beam_jobs.sources import Source
 from beam_jobs.spec import DatasetSpec
-from pipeline import manifest
+from pipeline import color_counts, manifest
 from pipeline.errors import UserError
 from pipeline.manifest import FeaturesInfo, FileInfo, Manifest, SplitInfo
 from pipeline.rejects import Reason
@@ -132,6 +132,7 @@ def _split_info(split: str, summaries: Iterable[ShardSummary], listed: _Counts) 
         listed={source: count for (each, source), count in sorted(listed.items()) if each == split},
         written=dict(sorted(written.items())),
         rejected={source: dict(sorted(by_reason.items())) for source, by_reason in sorted(rejected.items())},
+        colors=sum((summary.colors for summary in own), color_counts.NONE),
     )
 
 

@@ -160,7 +160,7 @@ def _try(refs: Sequence[ImageRef], spec: DatasetSpec) -> tuple[float, list[int],
     start = time.process_time()
     for ref, data in read_ahead(refs):
         try:
-            sizes.append(len(shard_writer.make_record(ref, data, spec)) + tfrecord.OVERHEAD_BYTES)
+            sizes.append(len(shard_writer.make_record(ref, data, spec).data) + tfrecord.OVERHEAD_BYTES)
         except RejectedImage as error:
             rejected[error.reason] += 1
     return time.process_time() - start, sizes, dict(rejected)

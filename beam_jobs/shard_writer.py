@@ -5,9 +5,11 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import apache_beam as beam
 import cv2
+import numpy as np
 from apache_beam.io.filesystems import FileSystems
 
 from beam_jobs import blocks, counters, storage
@@ -16,7 +18,8 @@ from beam_jobs.job_folder import JobFolder
 from beam_jobs.read_ahead import read_ahead
 from beam_jobs.sources import ImageRef
 from beam_jobs.spec import DatasetSpec
-from pipeline import example, image, manifest, tensors, tfrecord
+from pipeline import color_counts, example, image, manifest, tensors, tfrecord
+from pipeline.color_counts import ColorCounts
 from pipeline.errors import UserError, one_line
 from pipeline.manifest import ShardInfo
 from pipeline.rejects import Reason, RejectedImage
@@ -43,6 +46,7 @@ class ShardReport:
     pictures: str
     written: dict[str, int]
     rejects: list[Reject]
+    colors: ColorCounts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +57,7 @@ class ShardSummary:
     info: ShardInfo
     written: dict[str, int]
     rejected: dict[str, dict[Reason, int]]
+    colors: ColorCounts
 
 
 class WriteShard(beam.DoFn):
@@ -96,25 +101,35 @@ class WriteShard(beam.DoFn):
     def _write(self, shard: Shard, name: str, refs: list[ImageRef], pictures: str) -> ShardReport:
         written: Counter[str] = Counter()
         rejects: list[Reject] = []
+        colors = color_counts.Counter()
         with storage.create(FileSystems.join(self._output, name)) as file:
             writer = tfrecord.Writer(file)
             last: ImageRef | None = None
             for ref, data in read_ahead(refs):
                 try:
                     _check_new(ref, last)
-                    writer.write(make_record(ref, data, self._spec))
+                    record = make_record(ref, data, self._spec)
+                    writer.write(record.data)
                 except RejectedImage as error:
                     rejects.append(Reject(ref.key, ref.source, os.fsdecode(ref.path), error.reason, error.detail))
                 else:
                     last = ref
                     written[ref.source] += 1
+                    colors.add(record.ab)
         counters.count("converted", len(refs))
         info = ShardInfo.of(name, writer)
-        return ShardReport(shard, info, pictures, dict(written), rejects)
+        return ShardReport(shard, info, pictures, dict(written), rejects, colors.result())
 
 
-def make_record(ref: ImageRef, data: bytes | OSError, spec: DatasetSpec) -> bytes:
-    """Turns a picture into the record that stands for it.
+class Record(NamedTuple):
+    """The record that stands for a picture, and the picture's color: float32 [h, w, 2], normalized, without padding."""
+
+    data: bytes
+    ab: np.ndarray
+
+
+def make_record(ref: ImageRef, data: bytes | OSError, spec: DatasetSpec) -> Record:
+    """Turns a picture into a record.
 
     Args:
         ref: where it comes from.
@@ -131,7 +146,8 @@ def make_record(ref: ImageRef, data: bytes | OSError, spec: DatasetSpec) -> byte
     height, width, _ = rgb.shape
     window = image.window(height, width, tensors.ENCODER_SIZE, spec.resize_mode)
     spec.filters.check_color(values["l_224"][window], values["ab_224"][window])
-    return example.encode(example.Example(ref.key, ref.source, ref.label, values), example.layout(spec.layout))
+    record = example.encode(example.Example(ref.key, ref.source, ref.label, values), example.layout(spec.layout))
+    return Record(record, values["ab_224"][window])
 
 
 def _digest(refs: Iterable[ImageRef]) -> str:
@@ -153,4 +169,4 @@ def _summarize(report: ShardReport) -> ShardSummary:
     for reject in report.rejects:
         by_reason = rejected.setdefault(reject.source, {})
         by_reason[reject.reason] = by_reason.get(reject.reason, 0) + 1
-    return ShardSummary(report.shard, report.info, report.written, rejected)
+    return ShardSummary(report.shard, report.info, report.written, rejected, report.colors)

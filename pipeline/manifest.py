@@ -12,6 +12,7 @@ from crc32c import crc32c
 from msgspec import Meta
 
 from pipeline import example, features, files, tensors, tfrecord
+from pipeline.color_counts import ColorCounts
 from pipeline.errors import UserError, one_line
 from pipeline.filters import Filters
 from pipeline.image import ResizeMode
@@ -20,7 +21,7 @@ from pipeline.shards import SPLITS, Partition
 
 FILE_NAME = "dataset.json"
 REJECTS_FILE_NAME = "rejects.jsonl"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MEND_SHARD = "run beam_jobs.preprocess again as before: it makes anew what is damaged"
 MEND_SIDECAR = "run beam_jobs.embed again as before: it makes anew what is damaged"
 _SEAL = "crc32c"
@@ -53,13 +54,15 @@ class ShardInfo(FileInfo):
 class SplitInfo:
     """One split: its shards in order, and what became of the pictures of each source.
 
-    Listed = written + rejected, for every source; `rejected` also tells them apart by reason.
+    Listed = written + rejected, for every source; `rejected` also tells them apart by reason. `colors` counts pixels of
+    the pictures that were written.
     """
 
     shards: tuple[ShardInfo, ...]
     listed: dict[str, _Count]
     written: dict[str, _Count]
     rejected: dict[str, dict[Reason, _Count]]
+    colors: ColorCounts
 
     @property
     def examples(self) -> int:

@@ -3,12 +3,15 @@ import json
 import google_crc32c
 import pytest
 
+from pipeline import color_counts
+from pipeline.color_counts import ColorCounts
 from pipeline.errors import UserError
 from pipeline.filters import Filters
 from pipeline.image import ResizeMode
 from pipeline.manifest import FileInfo, Manifest, ShardInfo, SplitInfo
 from pipeline.rejects import Reason
 
+COLORS = ColorCounts(3, (6.0, -1.5), (0,) * 264 + (3,) + (0,) * 264)
 MANIFEST = Manifest(
     layout="compact",
     resize_mode=ResizeMode.STRETCH,
@@ -24,8 +27,9 @@ MANIFEST = Manifest(
             {"images": 1, "places365": 4},
             {"places365": 3},
             {"images": {Reason.TOO_DARK: 1}, "places365": {Reason.GRAYSCALE: 1}},
+            COLORS,
         ),
-        "validation": SplitInfo((ShardInfo("y", 0, "00000000", 0, ()),), {}, {}, {}),
+        "validation": SplitInfo((ShardInfo("y", 0, "00000000", 0, ()),), {}, {}, {}, color_counts.NONE),
     },
     rejects=FileInfo("rejects.jsonl", 300, "01234567"),
 )
@@ -52,7 +56,7 @@ def test_counts():
 
 def test_tells_people_and_programs_what_a_tensor_is():
     fields = json.loads(MANIFEST.to_json())
-    assert fields["schema_version"] == 3
+    assert fields["schema_version"] == 4
     assert fields["tensors"]["ab_224"]["shape"] == [224, 224, 2]
     assert fields["tensors"]["ab_224"]["range"] == [-1.0, 1.0]
     assert fields["tensors"]["l_299"]["stored"]["shape"] == [299, 299, 1]
@@ -65,8 +69,8 @@ def test_tells_people_and_programs_what_a_tensor_is():
         ("", "d.json is not a dataset manifest"),
         ("[]", "d.json is not a dataset manifest"),
         ("{}", "d.json is not a dataset manifest"),
-        ('{"schema_version": 99}', "schema version 99, this program reads 3"),
-        ('{"schema_version": 3}', "d.json is damaged: its checksum differs"),
+        ('{"schema_version": 99}', "schema version 99, this program reads 4"),
+        ('{"schema_version": 4}', "d.json is damaged: its checksum differs"),
         (MANIFEST.to_json() + " ", "its checksum differs"),
         (MANIFEST.to_json().replace("480000", "480001"), "its checksum differs"),
         (altered("compact", "brotli"), "layout 'brotli' is unknown"),
