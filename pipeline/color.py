@@ -19,7 +19,6 @@ _RGB_TO_XYZ = np.array(
         [0.019334, 0.119193, 0.950227],
     ]
 )
-_XYZ_TO_RGB = np.linalg.inv(_RGB_TO_XYZ)
 _WHITE_D65 = np.array([0.95047, 1.0, 1.08883])
 _EPSILON = 0.008856  # the value of t below which f(t) is a straight line
 _SLOPE, _OFFSET = 7.787, 16.0 / 116.0
@@ -34,6 +33,13 @@ def _srgb_to_linear(srgb: np.ndarray) -> np.ndarray:
 _LINEAR_OF_LEVEL = _srgb_to_linear(np.arange(256) / 255.0).astype(np.float32)
 _RGB_TO_RELATIVE_XYZ = (_RGB_TO_XYZ / _WHITE_D65[:, None]).astype(np.float32)
 _F_TO_LAB = np.array([[0, 116, 0, -16], [500, -500, 0, 0], [0, 200, -200, 0]], np.float32)  # the last column is added
+_LAB_TO_F = np.array([[1 / 116, 1 / 500, 0, 16 / 116], [1 / 116, 0, 0, 16 / 116], [1 / 116, 0, -1 / 200, 16 / 116]])
+_RELATIVE_XYZ_TO_RGB = np.linalg.inv(_RGB_TO_XYZ) * _WHITE_D65
+# The least linear value that rounds to each level, and to none that there is. Powers would take four times as long; in
+# cells so small that none holds two of these, one look finds the level but for one.
+_LEAST_OF_LEVEL = np.append(_srgb_to_linear((np.arange(256) - 0.5) / 255.0), np.inf)
+_CELLS = 8192
+_LEVEL_OF_CELL = (np.searchsorted(_LEAST_OF_LEVEL, np.arange(_CELLS + 1) / _CELLS, side="right") - 1).astype(np.uint8)
 _L_SCALE, _AB_SCALE = 50.0, 128.0
 _F_TO_NORMALIZED = (_F_TO_LAB / [[_L_SCALE], [_AB_SCALE], [_AB_SCALE]] - [[0, 0, 0, 1], [0] * 4, [0] * 4]).astype(
     np.float32
@@ -137,14 +143,14 @@ def lab_to_rgb(lab: np.ndarray) -> np.ndarray:
     """
     if not np.issubdtype(lab.dtype, np.floating) or lab.ndim < 1 or lab.shape[-1] != 3:
         raise ValueError(f"expected floating [..., 3], got {lab.dtype} {list(lab.shape)}")
-    fy = (lab[..., 0] + 16.0) / 116.0
-    fx = fy + lab[..., 1] / 500.0
-    fz = np.maximum(fy - lab[..., 2] / 200.0, 0.0)
-    f = np.stack([fx, fy, fz], axis=-1)
-    xyz = np.where(f > 0.2068966, f**3, (f - _OFFSET) / _SLOPE) * _WHITE_D65
-    linear = np.clip(xyz @ _XYZ_TO_RGB.T, 0.0, 1.0)
-    srgb = np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
-    return np.rint(np.clip(srgb, 0.0, 1.0) * 255.0).astype(np.uint8)
+    f = cv2.transform(lab.reshape(1, -1, 3).astype(np.float64), _LAB_TO_F)
+    np.maximum(f[..., 2], 0.0, out=f[..., 2])
+    xyz = f * f * f
+    np.copyto(xyz, (f - _OFFSET) / _SLOPE, where=f <= 0.2068966)
+    linear = np.clip(cv2.transform(xyz, _RELATIVE_XYZ_TO_RGB), 0.0, 1.0)
+    level = _LEVEL_OF_CELL[(linear * _CELLS).astype(np.intp)]
+    level += linear >= _LEAST_OF_LEVEL[level + np.intp(1)]
+    return level.reshape(lab.shape)
 
 
 def normalize_l(lightness: np.ndarray) -> np.ndarray:

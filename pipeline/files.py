@@ -4,15 +4,17 @@ import contextlib
 import functools
 import io
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from pipeline.errors import UserError, one_line
 
 LOCAL_BUFFER_BYTES = 8 << 10  # more is read past it, straight to where it belongs
 GCS_BLOCK_MIB = 1  # what TensorFlow is told to ask Cloud Storage for at a time, and to keep of each open file
 _ASKED_BYTES = 512 << 10  # what TensorFlow asks a file system for, and keeps of it
+_WILDCARD = re.compile(r"[*?\[]")
 REMOTE_BUFFER_BYTES = 2 * _ASKED_BYTES + (GCS_BLOCK_MIB << 20)  # of an open file, in all
 
 
@@ -76,18 +78,106 @@ def names(directory: str) -> list[str]:
         return tf.io.gfile.listdir(directory)
 
 
-def make_parents(path: str) -> None:
-    """Makes the folder of a file; remote ones need none.
+def exists(path: str) -> bool:
+    """Whether anything stands at a path.
+
+    Raises:
+        OSError: the store does not answer.
+    """
+    if "://" not in path:
+        return os.path.lexists(path)
+    import tensorflow as tf
+
+    with _os_errors(path):
+        return tf.io.gfile.exists(path)
+
+
+def find(path: str) -> list[tuple[str, str]]:
+    """The files that a path stands for: itself, those below a folder, or those that match a pattern.
+
+    In a pattern `*`, `?` and `[...]` stay within a folder, `**` does not. What is hidden is left out; links to files
+    are followed, those to folders are not.
+
+    Args:
+        path: local or remote. One that does not exist stands for itself, unless it is a pattern.
+
+    Returns:
+        The path of each file, and its name below the folder, or below the last folder before a wildcard; sorted.
+
+    Raises:
+        UserError: a folder that cannot be listed, or one or a pattern that holds no file.
+    """
+    try:
+        if _is_folder(path):
+            folder, pattern = path, re.compile("")
+        elif not exists(path) and (wildcard := _WILDCARD.search(path)):
+            folder, pattern = os.path.dirname(path[: wildcard.start()]), _compile(path)
+        else:
+            return [(path, os.path.basename(path))]
+        found = sorted((os.path.join(folder, name), name) for name in _below(folder or "."))
+    except (OSError, re.error) as error:
+        raise UserError(f"{path} cannot be listed: {one_line(error)}; look at its name") from error
+    found = [each for each in found if pattern.match(each[0])]
+    if not found:
+        raise UserError(f"{path} holds no file; look at its name")
+    return found
+
+
+def _is_folder(path: str) -> bool:
+    if "://" not in path:
+        return os.path.isdir(path)
+    import tensorflow as tf
+
+    return tf.io.gfile.isdir(path)
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    parts = re.split(r"(\*\*|\*|\?|\[[^]]+\])", pattern)  # what is between wildcards, and wildcards, in turn
+    parts[::2] = map(re.escape, parts[::2])
+    parts[1::2] = map(_translate, parts[1::2])
+    return re.compile("".join(parts) + r"\Z", re.DOTALL)
+
+
+def _translate(wildcard: str) -> str:
+    if wildcard.startswith("["):
+        return "[" + wildcard[1:].replace("\\", r"\\").replace("!", "^", wildcard[1] == "!")
+    return {"**": ".*", "*": "[^/]*", "?": "[^/]"}[wildcard]
+
+
+def _below(folder: str) -> Iterator[str]:
+    """The names of all files below a folder."""
+
+    def fail(error: Exception) -> NoReturn:
+        raise error
+
+    walk = os.walk
+    if "://" in folder:
+        import tensorflow as tf
+
+        walk = tf.io.gfile.walk
+    with _os_errors(folder):
+        for base, folders, names in walk(folder, onerror=fail):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            inner = os.path.relpath(base, folder)
+            yield from (os.path.normpath(os.path.join(inner, name)) for name in names if not name.startswith("."))
+
+
+def make_folder(path: str) -> None:
+    """Makes a folder and those above it, where there are none.
 
     Raises:
         UserError: it cannot be made.
     """
-    if "://" in path:
-        return
     try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        if "://" not in path:
+            os.makedirs(path or ".", exist_ok=True)
+            return
+        import tensorflow as tf
+
+        with _os_errors(path):
+            tf.io.gfile.makedirs(path)
     except OSError as error:
-        raise UserError(f"the folder of {path} cannot be made: {one_line(error)}; name another") from error
+        raise UserError(f"folder {path} cannot be created: {one_line(error)}; name another") from error
 
 
 def write(path: str, content: bytes) -> None:

@@ -3,10 +3,12 @@
 Decoding goes by content, never by name: ImageNet has a PNG named .JPEG and CMYK JPEGs among its pictures.
 """
 
+import contextlib
 import enum
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -37,28 +39,71 @@ class ResizeMode(str, enum.Enum):
     CROP = "crop"
 
 
+class Picture(NamedTuple):
+    """A decoded picture.
+
+    `rgb` is uint8 [height, width, 3], `alpha` uint8 [height, width], 0 where all shows through that lies behind; None
+    where nothing does.
+    """
+
+    rgb: np.ndarray
+    alpha: np.ndarray | None
+
+    def on_white(self) -> np.ndarray:
+        """Laid on white, as a person would see it: uint8 [height, width, 3]."""
+        if self.alpha is None:
+            return self.rgb
+        above = Image.fromarray(np.dstack([self.rgb, self.alpha]))
+        return np.asarray(Image.alpha_composite(Image.new("RGBA", above.size, "white"), above).convert("RGB"))
+
+
 def decode(data: bytes, check_size: Callable[[int, int], None] = lambda width, height: None) -> np.ndarray:
-    """Decodes a JPEG, PNG, WebP, TIFF, GIF or BMP as a person would see it.
-
-    EXIF rotation is applied, transparency is laid on white, CMYK and 16-bit samples are converted; a damaged EXIF block
-    is ignored.
-
-    Args:
-        data: the bytes of the file.
-        check_size: called with width and height before the first pixel is decoded; may raise `RejectedImage`.
+    """Decodes a picture as a person would see it: as `decode_picture`, on white.
 
     Returns:
         uint8 [height, width, 3], RGB.
 
     Raises:
+        RejectedImage: as `decode_picture`.
+    """
+    return decode_picture(data, check_size).on_white()
+
+
+def decode_picture(data: bytes, check_size: Callable[[int, int], None] = lambda width, height: None) -> Picture:
+    """Decodes a JPEG, PNG, WebP, TIFF, GIF or BMP.
+
+    EXIF rotation is applied, CMYK and 16-bit samples are converted; a damaged EXIF block is ignored.
+
+    Args:
+        data: the bytes of the file.
+        check_size: called with width and height before the first pixel is decoded; may raise `RejectedImage`.
+
+    Raises:
         RejectedImage: not an image, truncated or damaged, larger than `MAX_PIXELS`, or refused by `check_size`.
     """
-    try:
-        opened = Image.open(io.BytesIO(data), formats=_FORMATS)
-        _check_size(opened)
+    with _rejecting(data):
+        opened = _open(data)
         check_size(opened.width, opened.height)
         opened.load()
-        image = _upright(opened)
+        return _separate(_upright(opened))
+
+
+def pixels(data: bytes) -> int:
+    """How many pixels the header of a picture promises.
+
+    Raises:
+        RejectedImage: not an image, or larger than `MAX_PIXELS`.
+    """
+    with _rejecting(data):
+        opened = _open(data)
+        return opened.width * opened.height
+
+
+@contextlib.contextmanager
+def _rejecting(data: bytes) -> Iterator[None]:
+    """Gives whatever a decoder says of a picture the reason that it comes to."""
+    try:
+        yield
     except UnidentifiedImageError as error:
         raise RejectedImage(Reason.NOT_AN_IMAGE, f"{len(data)} bytes that no decoder knows") from error
     except Image.DecompressionBombError as error:
@@ -67,7 +112,12 @@ def decode(data: bytes, check_size: Callable[[int, int], None] = lambda width, h
         raise
     except Exception as error:  # damaged data surfaces as whatever the format's parser stumbled over
         raise RejectedImage(Reason.TRUNCATED, one_line(error)) from error
-    return _as_rgb(image)
+
+
+def _open(data: bytes) -> Image.Image:
+    opened = Image.open(io.BytesIO(data), formats=_FORMATS)
+    _check_size(opened)
+    return opened
 
 
 def _check_size(image: Image.Image) -> None:
@@ -96,18 +146,17 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _as_rgb(image: Image.Image) -> np.ndarray:
-    """Any Pillow mode to uint8 [height, width, 3]."""
+def _separate(image: Image.Image) -> Picture:
+    """Color and transparency of any Pillow mode."""
     if image.mode in _MODES_WITHOUT_WHITE:
         raise RejectedImage(Reason.NOT_AN_IMAGE, f"samples of mode {image.mode} have no defined range")
     if image.mode in _SIXTEEN_BIT_MODES:
-        level = np.clip(np.asarray(image, dtype=np.int64), 0, 65535) // 257  # 65535 = 257 * 255
-        return np.repeat(level.astype(np.uint8)[..., None], 3, axis=-1)
+        level = (np.asarray(image) // 257).astype(np.uint8)  # 65535 = 257 * 255
+        return Picture(np.repeat(level[..., None], 3, axis=-1), None)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(background, image)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        channels = np.asarray(image.convert("RGBA"))
+        return Picture(np.ascontiguousarray(channels[..., :3]), np.ascontiguousarray(channels[..., 3]))
+    return Picture(np.asarray(image if image.mode == "RGB" else image.convert("RGB")), None)
 
 
 def fit(image: np.ndarray, size: int, mode: ResizeMode) -> np.ndarray:
@@ -148,20 +197,21 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resamples a picture: an axis that shrinks takes the mean over the area, one that grows is interpolated linearly.
 
     Args:
-        image: uint8 [h, w, channels].
+        image: uint8 or float32 [h, w, channels].
         height: rows of the result.
         width: columns of the result.
 
     Returns:
-        uint8 [height, width, channels], rounded to the nearest level.
+        [height, width, channels] of the same dtype; uint8 is rounded to the nearest level.
     """
+    dtype = image.dtype
     shrunk = min(image.shape[0], height), min(image.shape[1], width)
     grows = shrunk != (height, width)
     if grows:  # in float32: OpenCV interpolates uint8 with 11-bit weights, which is off by a level in places
-        image = image.astype(np.float32)
+        image = image.astype(np.float32, copy=False)
     if image.shape[:2] != shrunk:
         image = cv2.resize(image, shrunk[::-1], interpolation=cv2.INTER_AREA)
     if grows:
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-        image = np.rint(image).astype(np.uint8)
+        image = np.rint(image).astype(dtype) if dtype == np.uint8 else image
     return image

@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     if not values.output.endswith(".png"):
         raise UsageError(f"--output={values.output}; name a .png")
     found = manifest.read(values.data)
-    files.make_parents(values.output)  # before anything is read and drawn for it
+    files.make_folder(os.path.dirname(values.output))  # before anything is read and drawn for it
     print(describe(found))
     shown = list(sample(values.data, found, values.split, values.examples, values.seed))
     if not shown:

@@ -19,6 +19,7 @@ class ToyModel(ColorModel):
     """Predicts ab from L by one pointwise layer."""
 
     takes_features = False
+    margin = None
 
     def __init__(self, config, seed, features):
         inputs = keras.Input((None, None, 1))

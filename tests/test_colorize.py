@@ -4,11 +4,12 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from pipeline import cli, color, image, reader, tensors
 from tests.helpers import Terminal, encoded, noise, train
-from trainer import colorize
-from trainer.colorizer import Colorizer
+from trainer import colorize, colorizer, pictures
+from trainer.colorizer import FixedSizeColorizer
 
 
 @pytest.fixture
@@ -43,24 +44,24 @@ def test_any_size_gray_or_color(run, tmp_path):
 
 def test_lightness_is_the_pictures_own(run):
     truth = np.repeat(noise(64, 48)[..., :1] // 4 + 90, 3, axis=-1)  # middle grays: few colors fall out of sRGB
-    (result,) = Colorizer.load(str(run)).colorize([truth])
+    (result,) = colorizer.load(str(run)).colorize([truth])
     assert np.abs(color.rgb_to_l(result) - color.rgb_to_l(truth)).mean() < 0.5
 
 
 def test_batches_and_single_pictures_agree(run):
-    colorizer = Colorizer.load(str(run))
+    own = colorizer.load(str(run))
     pictures = [noise(30, 40, 1), noise(50, 20, 2), noise(224, 224, 3)]
-    together = list(colorizer.colorize(pictures))
+    together = list(own.colorize(pictures))
     for picture, result in zip(pictures, together, strict=True):
-        (alone,) = colorizer.colorize([picture])
+        (alone,) = own.colorize([picture])
         assert np.abs(alone.astype(int) - result).max() <= 1
 
 
 def test_colors_are_those_that_training_saw_predicted(run, finished, pictures):
     """The colorizer gives the ab of a picture of the network's own size just as the model does."""
     picture = image.fit(image.decode((pictures / "held_out/coffee.png").read_bytes()), 224, image.ResizeMode.STRETCH)
-    colorizer = Colorizer.load(str(run))
-    (result,) = colorizer.colorize([picture])
+    own = colorizer.load(str(run))
+    (result,) = own.colorize([picture])
     _, state = finished
     inputs = tensors.from_image(picture, image.ResizeMode.STRETCH)
     batch = {name: tf.constant(values[None]) for name, values in inputs.items()}
@@ -76,7 +77,7 @@ def test_padding_is_cut_away_and_what_cropping_left_out_gets_color(config, toy_m
     config.model.name = "toy"
     train(config, reader.open_dataset(str(folder)), tmp_path / "run")
     wide = np.full((60, 200, 3), 60, np.uint8)
-    (result,) = Colorizer.load(str(tmp_path / "run")).colorize([wide])
+    (result,) = colorizer.load(str(tmp_path / "run")).colorize([wide])
     assert result.shape == wide.shape
     assert np.ptp(result.reshape(-1, 3), axis=0).max() <= 1  # one color everywhere: no white border showed
 
@@ -123,6 +124,90 @@ def test_a_pipe_does_not_block_and_a_name_that_cannot_be_written_does_not_stop_t
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
 
 
+def test_folders_and_patterns_keep_their_order_below_the_output(run, tmp_path):
+    for name in ("one.jpg", "a/two.webp", "a/b/three.tif"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True, parents=True)
+        suffix = name.split(".")[1].upper().replace("JPG", "JPEG").replace("TIF", "TIFF")
+        (tmp_path / "in" / name).write_bytes(encoded(noise(20, 30), suffix))
+    assert call(run, tmp_path / "out", tmp_path / "in") == 0
+    assert written(tmp_path / "out") == ["a/b/three.png", "a/two.png", "one.png"]
+    assert call(run, f"file://{tmp_path}/remote", f"file://{tmp_path}/in/**.[wt]*") == 0
+    assert written(tmp_path / "remote") == ["a/b/three.png", "a/two.png"]
+
+
+def written(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_results_do_not_become_pictures(run, tmp_path, capsys):
+    (tmp_path / "one.jpg").write_bytes(encoded(noise(20, 30), "JPEG"))
+    assert call(run, tmp_path / "out", tmp_path) == 1
+    assert f"--output={tmp_path}/out lies within {tmp_path}" in capsys.readouterr().err
+    assert call(run, tmp_path, tmp_path / "*.jpg") == 0
+    assert call(run, tmp_path, tmp_path / "*.???") == 1  # the result would be read, and written
+    assert f"{tmp_path}/one.jpg and {tmp_path}/one.png would both be written to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_transparency_stays(run, tmp_path, mode):
+    """What shows through in part or not at all has its own lightness still; the model sees it on white."""
+    gray = np.repeat(noise(40, 50)[..., :1] // 4 + 90, 3, axis=-1)
+    alpha = np.repeat(np.linspace(0, 255, 50, dtype=np.uint8)[None], 40, axis=0)
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(encoded(Image.fromarray(np.dstack([gray, alpha])).convert(mode)))
+    assert call(run, tmp_path / "out", picture) == 0
+    result = image.decode_picture((tmp_path / "out/picture.png").read_bytes())
+    np.testing.assert_array_equal(result.alpha, alpha)
+    assert np.abs(color.rgb_to_l(result.rgb) - color.rgb_to_l(gray)).mean() < 0.5
+    (expected,) = colorizer.load(str(run)).colorize([image.decode(picture.read_bytes())])
+    opaque = alpha == 255
+    assert np.abs(result.rgb[opaque].astype(int) - expected[opaque]).max() <= 1
+
+
+def test_many_pictures_come_out_as_each_alone(run, tmp_path, monkeypatch):
+    """Batches are full, or end before a picture that would be too much for memory."""
+    monkeypatch.setattr(pictures, "_PIXELS", 3000)
+    sizes = [(20, 30)] * 6 + [(60, 70), (1, 1)] + [(30, 20)] * 5
+    paths = [tmp_path / f"{number}.png" for number in range(len(sizes))]
+    for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+        path.write_bytes(encoded(noise(*size, number)))
+    batches = []
+    predict = FixedSizeColorizer.predict
+    monkeypatch.setattr(
+        FixedSizeColorizer, "predict", lambda self, batch: batches.append(len(batch)) or predict(self, batch)
+    )
+    assert call(run, tmp_path / "out", *paths) == 0
+    assert [count for count in batches if count] == [5, 1, 1, 5, 1]
+    own = colorizer.load(str(run))
+    for path in paths:
+        (alone,) = own.colorize([image.decode(path.read_bytes())])
+        result = image.decode((tmp_path / f"out/{path.name}").read_bytes())
+        assert np.abs(result.astype(int) - alone).max() <= 1
+
+
+def test_pictures_that_stay_gray_are_named(run, tmp_path, monkeypatch, capsys):
+    paths = [tmp_path / "one.png", tmp_path / "two.png"]
+    for path in paths:
+        path.write_bytes(encoded(noise(20, 30)))
+    predict = FixedSizeColorizer.predict
+
+    def second_is_gray(self, batch):
+        first, second = predict(self, batch)
+        return [first, 0 * second]
+
+    monkeypatch.setattr(FixedSizeColorizer, "predict", second_is_gray)
+    assert call(run, tmp_path / "out", *paths) == 0
+    assert f"the model knew no color for 1 of them, which are gray: {tmp_path}/two.png" in capsys.readouterr().err
+
+
+def test_saturation_and_native_size_are_passed_on(run, tmp_path, monkeypatch):
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(encoded(np.repeat(noise(90, 120)[..., :1] // 4 + 90, 3, axis=-1)))
+    (expected,) = colorizer.load(str(run), 3.0, native_size=True).colorize([image.decode(picture.read_bytes())])
+    assert call(run, tmp_path / "out", "--saturation=3", "--native_size", picture) == 0
+    np.testing.assert_array_equal(image.decode((tmp_path / "out/picture.png").read_bytes()), expected)
+
+
 def test_progress_bar_on_a_terminal(run, tmp_path, monkeypatch):
     (tmp_path / "one.jpg").write_bytes(encoded(noise(20, 20), "JPEG"))
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
@@ -154,13 +239,22 @@ class TestMistakes:
         argv = (f"--workdir={finished_copy}", f"--output={tmp_path}/out", "a.png")
         assert "holds no checkpoint yet" in self.error(capsys, 1, *argv)
 
+    @pytest.mark.parametrize("value", ["0", "-1", "11", "nan"])
+    def test_saturation_out_of_range(self, capsys, value):
+        argv = ("--workdir=x", "--output=y", f"--saturation={value}", "a.png")
+        assert f"--saturation={value}; choose above 0, at most 10" in self.error(capsys, 2, *argv)
+
+    def test_a_pattern_without_pictures(self, capsys, tmp_path):
+        argv = ("--workdir=x", f"--output={tmp_path}/out", f"{tmp_path}/*.jpg")
+        assert f"{tmp_path}/*.jpg holds no file" in self.error(capsys, 1, *argv)
+
     def test_two_pictures_of_one_name(self, capsys, tmp_path):
         argv = ("--workdir=x", f"--output={tmp_path}", "a/one.png", "b/one.jpg")
         assert "a/one.png and b/one.jpg would both be written to" in self.error(capsys, 1, *argv)
 
     def test_a_picture_that_its_result_would_overwrite(self, capsys, tmp_path):
         argv = ("--workdir=x", f"--output={tmp_path}", f"{tmp_path}/one.png")
-        assert "would be overwritten by its own result" in self.error(capsys, 1, *argv)
+        assert f"one.png would be overwritten by the result of {tmp_path}/one.png" in self.error(capsys, 1, *argv)
 
     def test_output_that_cannot_be_made(self, capsys, run, tmp_path):
         (tmp_path / "file").write_text("")

@@ -38,3 +38,48 @@ def test_failures_are_errors_of_users(tmp_path):
     with pytest.raises(OSError, match="absent"):
         files.open_binary(f"file://{tmp_path}/absent")
     assert tf.io.gfile.listdir(str(tmp_path)) == []
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in ("1.jpg", "a/2.jpg", "a/b/3.jpg", "a/b/.hidden/4.jpg", ".5.jpg", "a/[x].jpg", "a/6.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("", ["1.jpg", "a/2.jpg", "a/6.png", "a/[x].jpg", "a/b/3.jpg"]),
+        ("/a", ["2.jpg", "6.png", "[x].jpg", "b/3.jpg"]),
+        ("/*.jpg", ["1.jpg"]),
+        ("/**.jpg", ["1.jpg", "a/2.jpg", "a/[x].jpg", "a/b/3.jpg"]),
+        ("/*/[0-9].*", ["a/2.jpg", "a/6.png"]),
+        ("/a/[!0-5].png", ["6.png"]),
+        ("/a/?.jpg", ["2.jpg"]),
+        ("/a/[x].jpg", ["[x].jpg"]),  # which is there
+        ("/a/2.jpg", ["2.jpg"]),
+        ("/absent.jpg", ["absent.jpg"]),
+    ],
+)
+def test_what_a_path_stands_for(tree, scheme, path, names):
+    found = files.find(f"{scheme}{tree}{path}")
+    assert [name for _, name in found] == names
+    for whole, name in found:
+        assert whole.startswith(f"{scheme}{tree}/")
+        assert whole.endswith(f"/{name}")
+
+
+def test_a_relative_pattern(tree, monkeypatch):
+    monkeypatch.chdir(tree)
+    assert files.find("*.jpg") == [("1.jpg", "1.jpg")]
+    assert files.find("a/b") == [("a/b/3.jpg", "3.jpg")]
+
+
+@pytest.mark.parametrize("path", ["/*.gif", "/empty", "/[z-a]"])
+def test_a_path_that_stands_for_nothing(tree, path):
+    (tree / "empty").mkdir()
+    with pytest.raises(UserError, match=r"holds no file|cannot be listed"):
+        files.find(f"{tree}{path}")

@@ -2,6 +2,7 @@ import contextlib
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 import skimage.data
@@ -49,6 +50,39 @@ def test_sixteen_bits_are_scaled_not_clipped():
     levels = np.array([[0, 257, 32896, 65535]], np.uint16)  # 0, 1, 128 and 255 of 255
     decoded = image.decode(encoded(Image.fromarray(levels)))
     assert decoded[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_sixteen_bits_in_color(suffix, channels):
+    levels = np.random.default_rng(0).integers(0, 65536, (5, 6, channels)).astype(np.uint16)
+    decoded = image.decode_picture(cv2.imencode(suffix, levels)[1].tobytes())
+    assert np.abs(decoded.rgb - levels[..., 2::-1] / 257).max() < 1  # OpenCV's order is blue, green, red
+    assert decoded.alpha is None if channels == 3 else np.abs(decoded.alpha - levels[..., 3] / 257).max() < 1
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
+def test_transparency_is_kept_apart(mode):
+    alpha = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    rgba = np.dstack([noise(16, 16), alpha])
+    if mode == "LA":
+        rgba[..., 1:3] = rgba[..., :1]
+    if mode == "P":
+        rgba[..., 3] = np.where(alpha > 99, 255, 0)
+        rgba[..., :3] = np.where(alpha[..., None] > 99, 80, 200)
+    data = encoded(Image.fromarray(rgba).convert("RGBA" if mode == "P" else mode).convert(mode))
+    picture = image.decode_picture(data)
+    np.testing.assert_array_equal(picture.alpha, rgba[..., 3])
+    shown = rgba[..., 3] > 0
+    np.testing.assert_array_equal(picture.rgb[shown], rgba[..., :3][shown])
+    np.testing.assert_array_equal(picture.on_white(), image.decode(data))
+
+
+def test_pixels_are_known_from_the_header():
+    data = encoded(noise(30, 50), "PNG")
+    assert image.pixels(data[:100]) == 1500
+    with pytest.raises(RejectedImage, match="not_an_image"):
+        image.pixels(b"no picture")
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])

@@ -74,7 +74,7 @@ def test_the_command_tells_and_draws(compact_dataset, tmp_path, capsys):
 def test_mistakes_are_one_line(compact_dataset, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run(compact_dataset, f"--output={tmp_path}/file/sheet.png") == 1
-    assert "the folder of" in error_of(capsys)
+    assert "cannot be created" in error_of(capsys)
     assert run(compact_dataset, f"--output={tmp_path}/sheet.jpg") == 2
     assert "sheet.jpg; name a .png" in error_of(capsys)
     assert cli.run(inspect.main, ["inspect", f"--data={tmp_path}"]) == 1

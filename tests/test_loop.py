@@ -12,9 +12,8 @@ import tensorflow as tf
 from pipeline import cli, reader
 from pipeline.errors import UserError
 from tests.helpers import assert_weights_close, events, scalars, train
-from trainer import summaries, workdir
+from trainer import colorizer, summaries, workdir
 from trainer.checkpoints import Checkpoints
-from trainer.colorizer import Colorizer
 from trainer.steps import Steps
 from trainer.stopping import stop_request
 
@@ -162,7 +161,7 @@ def test_from_a_damaged_checkpoint_a_run_goes_on_from_the_one_before(
 @pytest.mark.parametrize("text", ["", "[]", "null", '{"seed": 1}', "config"])
 def test_a_damaged_configuration_of_a_run_is_refused(config, compact_dataset, finished_copy, text):
     (finished_copy / "config.json").write_text(text)
-    for use in (lambda: train(config, compact_dataset, finished_copy), lambda: Colorizer.load(str(finished_copy))):
+    for use in (lambda: train(config, compact_dataset, finished_copy), lambda: colorizer.load(str(finished_copy))):
         with pytest.raises(UserError, match="config.json is damaged .*; name the directory of a run of this version"):
             use()
     (finished_copy / "config.json").unlink()

@@ -1,6 +1,7 @@
 """A job needs no more memory for more pictures."""
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.helpers import encoded, noise
 
@@ -98,3 +100,19 @@ def test_reading_keeps_to_its_budget_for_any_number_of_shards_and_epochs(make_da
     assert max(peaks.values()) <= 100, peaks
     # The first change of epochs takes some 12 MB once; a batch that was held on to would take 1.7 MB each of 860 times.
     assert max(peaks.values()) - min(peaks.values()) <= 24, peaks
+
+
+@pytest.mark.slow
+def test_the_largest_pictures_take_a_stated_memory(finished, tmp_path):
+    """Four of 100 megapixels, of which one is read and one written while another is predicted."""
+    (tmp_path / "in").mkdir()
+    large = Image.fromarray(noise(100, 100)).resize((10_000, 10_000), Image.Resampling.NEAREST)
+    for number in range(4):
+        large.save(tmp_path / f"in/{number}.jpg")
+    command = [sys.executable, "-m", "trainer.colorize", f"--workdir={finished[0]}", f"--output={tmp_path}/out"]
+    with subprocess.Popen([*command, str(tmp_path / "in")]) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert usage.ru_maxrss / 1024 < 3600  # MB; README says 3,100
+    assert len(list((tmp_path / "out").iterdir())) == 4

@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from pipeline import manifest, verify
+from pipeline import cli, image, manifest, verify
 from tests.helpers import encoded
+from trainer import colorize
 
 COUNT = 5000
+COLORIZED = 2000
 SECONDS = 300  # a job that takes as long hangs
 
 
@@ -76,14 +78,19 @@ def lying(picture, others, generator):
 MUTATIONS = (flipped, truncated, with_another_header, lying)
 
 
+def mutations(count):
+    """The name of each mutation, and what it made of a picture."""
+    generator, pictures = np.random.default_rng(0), list(originals())
+    for number in range(count):
+        mutate = MUTATIONS[number % len(MUTATIONS)]
+        yield mutate.__name__, mutate(pictures[number % len(pictures)], pictures, generator)
+
+
 @pytest.mark.slow
 def test_every_mutated_picture_is_accounted_for(tmp_path):
-    generator, pictures = np.random.default_rng(0), list(originals())
     with tarfile.open(tmp_path / "mutated.tar", "w") as tar:
-        for number in range(COUNT):
-            mutate, picture = MUTATIONS[number % len(MUTATIONS)], pictures[number % len(pictures)]
-            mutated = mutate(picture, pictures, generator)
-            member = tarfile.TarInfo(f"{mutate.__name__}/{number:05d}")
+        for number, (name, mutated) in enumerate(mutations(COUNT)):
+            member = tarfile.TarInfo(f"{name}/{number:05d}")
             member.size = len(mutated)
             tar.addfile(member, io.BytesIO(mutated))
     out = tmp_path / "out"
@@ -104,3 +111,21 @@ def test_every_mutated_picture_is_accounted_for(tmp_path):
         assert COUNT / len(MUTATIONS) * 0.02 < by_mutation[mutate.__name__] < COUNT / len(MUTATIONS)
     assert {"not_an_image", "truncated", "too_small", "too_large"} <= {reason.value for reason in found.rejected}
     verify.verify(str(out))
+
+
+@pytest.mark.slow
+def test_every_mutated_picture_is_colorized_or_named(tiny_extractor, finished, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for number, (name, mutated) in enumerate(mutations(COLORIZED)):
+        (tmp_path / f"in/{number:05d}-{name}").write_bytes(mutated)
+    argv = ["colorize", f"--workdir={finished[0]}", f"--output={tmp_path}/out", str(tmp_path / "in")]
+    assert cli.run(colorize.main, argv) == 1
+    message = capsys.readouterr().err
+    written = {path.stem for path in (tmp_path / "out").iterdir()}
+    named = set(re.findall(r"/in/(\d{5}-\w+) \(", message))
+    assert not written & named
+    assert written | named == {path.name for path in (tmp_path / "in").iterdir()}
+    assert f"error: {len(named)} of {COLORIZED} pictures could not be colorized" in message
+    assert COLORIZED * 0.1 < len(named) < COLORIZED * 0.9
+    for path in (tmp_path / "out").iterdir():
+        image.decode(path.read_bytes())

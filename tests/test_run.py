@@ -14,9 +14,8 @@ from pipeline.batches import Batches
 from pipeline.errors import UserError
 from pipeline.tfrecord import SEGMENT_RECORDS
 from tests.helpers import Terminal, assert_weights_close, events, scalars, train
-from trainer import models, run
+from trainer import colorizer, models, run
 from trainer.checkpoints import Checkpoints
-from trainer.colorizer import Colorizer
 from trainer.steps import Steps, Sums
 
 
@@ -112,10 +111,10 @@ def test_overfits_a_handful_of_pictures_in_color(config, pictures, tmp_path):
     train(config, dataset, tmp_path / "run")
     losses = np.array(list(scalars(tmp_path / "run", "loss").values()))
     assert losses[:5].mean() / losses[-20:].mean() >= 5
-    colorizer = Colorizer.load(str(tmp_path / "run"))
+    own = colorizer.load(str(tmp_path / "run"))
     for name in ("astronaut", "chelsea", "coffee", "retina"):
         truth = image.decode((pictures / f"held_out/{name}.png").read_bytes())
-        (colorized,) = colorizer.colorize([truth])
+        (colorized,) = own.colorize([truth])
         assert chroma(colorized) == pytest.approx(chroma(truth), rel=0.3), name
 
 

@@ -1,127 +1,126 @@
-"""Colorizes pictures with a trained model.
+r"""Colorizes pictures with a trained model.
 
-    python -m trainer.colorize --workdir=RUN --output=DIR PICTURE...
+    python -m trainer.colorize --workdir=RUN --output=DIR PICTURE FOLDER 'PATTERN'...
 
-Pictures may have any size and be gray or in color; of the latter only the lightness is used. Each becomes a PNG of its
-own size and name in the output directory, in place of one that this program wrote there before. A picture that cannot
-be read is named at the end, and the exit status is 1.
+Pictures are files, all files of folders, or those of patterns such as 'photos/**.jpg', local or remote: JPEG, PNG,
+TIFF, WebP, GIF or BMP of any size, gray or in color; of the latter only the lightness is used. Each becomes a PNG of
+its own size, transparency and name in the output directory, in place of one that this program wrote there before; what
+lies below a folder keeps its place. A picture that cannot be colorized is named at the end, and the exit status is 1.
 """
 
-import errno
-import io
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence, Set
 
-import numpy as np
 from absl import flags
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from pipeline import cli, files, image
-from pipeline.errors import UsageError, UserError
-from pipeline.rejects import RejectedImage
-from trainer.colorizer import Colorizer
+from pipeline import cli, files
+from pipeline.errors import UsageError, UserError, one_line
+from trainer import colorizer, pictures
+from trainer.pictures import Outcome, Task
 
 _LOGGER = logging.getLogger("trainer.colorize")
-_BATCH = 8
-_SOFTWARE = "koalarization"  # in each result, so that it is known when it is met again
+_MOST_SATURATION = 10
 
 
 def main(argv: Sequence[str]) -> None:
-    """Colorizes the pictures that a command line names."""
+    """Colorizes what a command line names."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "The directory of a training run.", flag_values=values)
     flags.DEFINE_string("output", None, "The directory for the colorized pictures.", flag_values=values)
-    pictures = cli.parse(values, argv, __doc__)
+    flags.DEFINE_float(
+        "saturation", 1.0, "What colors are multiplied by: 1.3 makes timid ones bolder.", flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "native_size", False, "Shows the network pictures in their own size in place of 224x224: finer borders of "
+        "colors, at a cost that grows with the picture.", flag_values=values,
+    )  # fmt: skip
+    named = cli.parse(values, argv, __doc__)
     cli.require(values, "workdir", "output")
-    if not pictures:
-        raise UsageError("no picture is named: give files after the options")
-    colorize(values.workdir, values.output, pictures)
+    if not named:
+        raise UsageError("no picture is named: give files, folders or patterns after the options")
+    if not 0 < values.saturation <= _MOST_SATURATION:
+        raise UsageError(f"--saturation={values.saturation:g}; choose above 0, at most {_MOST_SATURATION}")
+    colorize(values.workdir, values.output, named, values.saturation, values.native_size)
 
 
-def colorize(work_dir: str, output: str, pictures: Sequence[str]) -> None:
+def colorize(
+    work_dir: str, output: str, named: Sequence[str], saturation: float = 1.0, native_size: bool = False
+) -> None:
     """Colorizes files.
 
     Args:
         work_dir: a training run.
         output: the directory of the results, made if need be.
-        pictures: paths.
+        named: paths of files and folders, and patterns.
+        saturation: what the predicted a and b are multiplied by.
+        native_size: show the network pictures in their own size.
 
     Raises:
         UserError: no such run, a directory that cannot be written, a file in it of another origin that would be
             overwritten, or pictures that cannot be read or written; in the last case all others were colorized.
     """
-    targets = _targets(output, pictures)
-    for target in targets.values():
-        _check_replaceable(target)
-    colorizer = Colorizer.load(work_dir)
-    try:
-        os.makedirs(output, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output={output} cannot be created: {error.strerror}") from error
-    failures: list[str] = []
-    with tqdm(total=len(pictures), desc="colorize", unit="image", disable=None) as bar:
-        for start in range(0, len(pictures), _BATCH):
-            paths = pictures[start : start + _BATCH]
-            readable = dict(_decode(paths, failures))
-            for path, result in zip(readable, colorizer.colorize(list(readable.values())), strict=True):
-                try:
-                    _write_png(targets[path], result)
-                except UserError as error:
-                    failures.append(str(error))
-            bar.update(len(paths))
-    _LOGGER.info("%d pictures in %s", len(pictures) - len(failures), output)
+    tasks = _tasks(output, named)
+    own = colorizer.load(work_dir, saturation, native_size)
+    files.make_folder(output)
+    with tqdm(total=len(tasks), desc="colorize", unit="image", disable=None) as bar:
+        outcome = pictures.colorize(own, tasks, bar.update)
+    _LOGGER.info("%d pictures in %s", len(tasks) - len(outcome.failures), output)
+    _report(outcome, tasks)
+
+
+def _report(outcome: Outcome, tasks: Sequence[Task]) -> None:
+    """Names what did not go well, in the order in which it was named to us."""
+    gray = [task.path for task in tasks if task.path in outcome.gray]
+    if gray:
+        _LOGGER.warning("WARNING: the model knew no color for %d of them, which are gray: %s", len(gray), _list(gray))
+    failures = [f"{task.path} ({outcome.failures[task.path]})" for task in tasks if task.path in outcome.failures]
     if failures:
-        raise UserError(f"{len(failures)} of {len(pictures)} pictures could not be colorized: {'; '.join(failures)}")
+        raise UserError(f"{len(failures)} of {len(tasks)} pictures could not be colorized: {_list(failures)}")
 
 
-def _targets(output: str, pictures: Sequence[str]) -> dict[str, str]:
-    """The file that each picture is written to."""
-    targets: dict[str, str] = {}
-    owners: dict[str, str] = {}
-    for path in pictures:
-        target = os.path.join(output, os.path.splitext(os.path.basename(path))[0] + ".png")
-        if owners.setdefault(target, path) != path:
-            raise UserError(f"{owners[target]} and {path} would both be written to {target}; colorize them separately")
-        if os.path.realpath(target) == os.path.realpath(path):
-            raise UserError(f"{path} would be overwritten by its own result; name another --output")
-        targets[path] = target
-    return targets
+def _list(texts: Sequence[str]) -> str:
+    return "; ".join(texts)
 
 
-def _check_replaceable(target: str) -> None:
-    """Refuses to overwrite a file that this program did not write."""
-    if not os.path.lexists(target):
-        return
+def _tasks(output: str, named: Sequence[str]) -> list[Task]:
+    """The pictures that were named, each once, and where their results go.
+
+    Raises:
+        UserError: two results of one name, or a file that would be lost.
+    """
+    tasks: dict[str, Task] = {}  # by target
+    for each in named:
+        if _is_within(output, each):
+            raise UserError(f"--output={output} lies within {each}; name a directory outside of it")
+        for path, name in files.find(each):
+            target = os.path.join(output, f"{os.path.splitext(name)[0]}.png")
+            before = tasks.setdefault(target, Task(path, target))
+            if before.path != path:
+                raise UserError(f"{before.path} and {path} would both be written to {target}; colorize them separately")
+    sources = {os.path.realpath(task.path) for task in tasks.values()}
+    for task in tasks.values():
+        _check_target(task, sources)
+    return list(tasks.values())
+
+
+def _is_within(path: str, folder: str) -> bool:
+    return os.path.isdir(folder) and os.path.realpath(path).startswith(os.path.join(os.path.realpath(folder), ""))
+
+
+def _check_target(task: Task, sources: Set[str]) -> None:
+    """Refuses to overwrite pictures that are to be colorized, and what this program did not write."""
+    if os.path.realpath(task.target) in sources:
+        raise UserError(f"{task.target} would be overwritten by the result of {task.path}; name another --output")
     try:
-        with Image.open(target, formats=("PNG",)) as before:
-            ours = before.info.get("Software") == _SOFTWARE
-    except (OSError, SyntaxError, ValueError):  # whatever it is, it is not ours
-        ours = False
-    if not ours:
-        raise UserError(f"{target} would be overwritten, and was not written by this program; name another --output")
-
-
-def _decode(paths: Sequence[str], failures: list[str]) -> Iterator[tuple[str, np.ndarray]]:
-    for path in paths:
-        try:
-            if os.path.exists(path) and not os.path.isfile(path):  # a pipe might never end
-                raise OSError(errno.EINVAL, "not a file")
-            with open(path, "rb") as file:
-                yield path, image.decode(file.read())
-        except OSError as error:
-            failures.append(f"{path} ({error.strerror})")
-        except RejectedImage as error:
-            failures.append(f"{path} ({error})")
-
-
-def _write_png(path: str, rgb: np.ndarray) -> None:
-    buffer, origin = io.BytesIO(), PngInfo()
-    origin.add_text("Software", _SOFTWARE)
-    Image.fromarray(rgb).save(buffer, format="PNG", pnginfo=origin)
-    files.write(path, buffer.getvalue())
+        replaceable = not files.exists(task.target) or pictures.is_result(task.target)
+    except OSError as error:
+        raise UserError(f"{task.target} cannot be read: {one_line(error)}; start again") from error
+    if not replaceable:
+        raise UserError(
+            f"{task.target} would be overwritten, and was not written by this program; name another --output"
+        )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,9 @@ class ColorModel(abc.ABC):
 
     network: keras.Model
     takes_features: ClassVar[bool]  # whether features of `extractor.Extractor` can stand for `l_299` in a batch
+    # For a network that takes `l_224` in any size whose sides are multiples of 8: how many pixels away L can change a
+    # pixel's color, in multiples of 8. None for one that takes 224 alone.
+    margin: ClassVar[int | None]
 
     @abc.abstractmethod
     def __init__(self, config: ConfigDict, seed: int, features: bool):

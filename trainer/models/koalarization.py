@@ -26,6 +26,7 @@ class Koalarization(ColorModel):
     """Regresses a and b from L and the extractor's scores with a mean squared error."""
 
     takes_features = True
+    margin = 64  # 57 for the layers below
 
     def __init__(self, config: ConfigDict, seed: int, features: bool):
         if not 0 < config.width_multiplier <= _WIDEST:
