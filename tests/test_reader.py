@@ -58,7 +58,7 @@ class TestRefuses:
     def test_another_schema_version(self, copy):
         fields = json.loads((copy / "dataset.json").read_text())
         (copy / "dataset.json").write_text(json.dumps({**fields, "schema_version": 1}))
-        self.refused(copy, "has schema version 1, this program reads 3")
+        self.refused(copy, "has schema version 1, this program reads 4")
 
     def test_missing_shard(self, copy):
         os.remove(copy / "train-00003-of-00007.tfrecord")
