@@ -7,6 +7,7 @@ times in one process, and nothing below it can read a flag.
 import atexit
 import contextlib
 import difflib
+import gc
 import logging
 import os
 import re
@@ -54,6 +55,8 @@ def launch(main: Callable[[Sequence[str]], None]) -> NoReturn:
 
     atexit.register(end_at_once)  # before all others, so that it is called after them
     status = run(main, sys.argv)
+    if status:
+        gc.collect()  # what failed may have left pools of threads behind, which complain when the interpreter ends them
     sys.exit(status)
 
 
