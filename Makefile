@@ -24,6 +24,7 @@ demo: setup
 	$(RUN) pipeline.inspect --data=$(DEMO)/data --output=$(DEMO)/sheet.png
 	$(RUN) beam_jobs.embed --config=configs/demo.py --data=$(DEMO)/data
 	$(RUN) trainer.train --config=configs/demo.py --data=$(DEMO)/data --workdir=$(DEMO)/run --virtual_replicas=2
+	$(RUN) trainer.evaluate --workdir=$(DEMO)/run --data=$(DEMO)/data
 	$(RUN) trainer.colorize --workdir=$(DEMO)/run --output=$(DEMO)/colorized $(DEMO)/held_out/*.png
 	$(RUN) tools.sheet --truth=$(DEMO)/held_out --colorized=$(DEMO)/colorized --output=$(DEMO)/colorized/sheet.png
 	@echo

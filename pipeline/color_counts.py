@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Annotated
 
+import cv2
 import numpy as np
 from msgspec import Meta
 
@@ -12,6 +13,7 @@ BIN = 10.0  # Lab units on a side, as in Zhang, Isola and Efros, "Colorful Image
 _LAST = 11  # bins are centered on -110, -100, ... 110: all of sRGB
 SIDE = 2 * _LAST + 1
 _Count = Annotated[int, Meta(ge=0)]
+_SMOOTHING = 5.0  # Lab units
 _EVERY = 4  # rows and columns of a picture: a sixteenth of its pixels says as much
 
 
@@ -63,6 +65,25 @@ class Counter:
         """What was counted until now."""
         a, b = self._sums.tolist()
         return ColorCounts(self._pixels, (a, b), tuple(self._bins.tolist()))
+
+
+def weights(counts: ColorCounts) -> np.ndarray:
+    """How much a pixel counts where all colors are to count the same, however rare they are.
+
+    The inverse of how probable its color is, smoothed by a Gaussian of 5 Lab units; 1 for a mean pixel. A color that is
+    rarer than one pixel of those that were counted counts as one of these.
+
+    Source: Zhang, Isola and Efros, "Colorful Image Colorization" (2016), equation 4 with lambda = 0, as in section 3.1.
+
+    Returns:
+        float64 [SIDE ** 2], by bin.
+    """
+    if not counts.pixels:
+        return np.ones(SIDE**2)
+    probable = np.reshape(counts.bins, (SIDE, SIDE)) / counts.pixels
+    smooth = cv2.GaussianBlur(probable, (0, 0), _SMOOTHING / BIN, borderType=cv2.BORDER_CONSTANT).ravel()
+    inverse = 1 / np.maximum(smooth, 1 / counts.pixels)
+    return inverse / (inverse @ probable.ravel())
 
 
 def bins(ab: np.ndarray) -> np.ndarray:

@@ -201,6 +201,21 @@ def write(path: str, content: bytes) -> None:
         raise
 
 
+def remove(path: str) -> None:
+    """Deletes a file; one that is not there is fine.
+
+    Raises:
+        UserError: it cannot be deleted.
+    """
+    try:
+        with _os_errors(path):
+            _operations(path)[2](path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path} cannot be deleted: {one_line(error)}; start again once it can") from error
+
+
 def _operations(path: str) -> tuple[Callable[..., Any], Callable[[str, str], None], Callable[[str], None]]:
     """What opens, renames over another, and removes a file of the kind of a path."""
     if "://" not in path:

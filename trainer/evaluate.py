@@ -1,0 +1,188 @@
+r"""Measures a trained model on pictures, beside two baselines: all gray, and the mean color of the train split.
+
+    python -m trainer.evaluate --workdir=RUN --data=DATA                     the validation split of a dataset
+    python -m trainer.evaluate --workdir=RUN PICTURE FOLDER 'PATTERN'...     any pictures that it was not trained on
+
+Prints mean squared error, PSNR, SSIM, colorfulness and the area under the curve of color errors (AuC), plain and with
+rare colors counted as much as others, each with its 95 % interval, and writes RUN/evaluation/: metrics.json with the
+figures and what they mean exactly, pictures.jsonl with those of each picture, and some pictures (gray, predicted,
+true): the best, the worst and random ones.
+"""
+
+import dataclasses
+import hashlib
+import heapq
+import io
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from absl import flags
+from PIL import Image
+from tqdm import tqdm
+
+from pipeline import cli, files, image, reader, tensors
+from pipeline.errors import UsageError, UserError, one_line
+from pipeline.example import Example
+from pipeline.image import ResizeMode
+from pipeline.rejects import RejectedImage
+from pipeline.shards import SPLITS, TRAIN, VALIDATION
+from trainer import evaluation, trained
+from trainer.evaluation import METHODS, MODEL, Evaluator, Interval, Measured
+
+_LOGGER = logging.getLogger("trainer.evaluate")
+FOLDER = "evaluation"
+METRICS = "metrics.json"
+PICTURES = "pictures.jsonl"
+_SHOWN = 8  # of the best, of the worst, and of others
+_TITLES = {
+    "mse": "MSE", "psnr": "PSNR, dB", "ssim": "SSIM", "colorfulness": "colorfulness", "auc": "AuC, %",
+    "balanced_auc": "balanced AuC, %",
+}  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures the run that a command line names."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "The directory of a training run.", flag_values=values)
+    flags.DEFINE_string("data", None, "A dataset, in place of pictures.", flag_values=values)
+    flags.DEFINE_enum("split", VALIDATION, list(SPLITS), "Which split of the dataset.", flag_values=values)
+    named = cli.parse(values, argv, __doc__)
+    cli.require(values, "workdir")
+    if bool(values.data) == bool(named):
+        raise UsageError("name either a dataset, as --data=DATA, or pictures after the options")
+    evaluate(values.workdir, values.data, values.split, named)
+
+
+def evaluate(
+    work_dir: str, data: str | None, split: str = VALIDATION, named: Sequence[str] = ()
+) -> dict[str, dict[str, Interval]]:
+    """Measures the last checkpoint of a run, prints the figures, and writes them below its directory.
+
+    Args:
+        work_dir: of the run.
+        data: a dataset; None for pictures.
+        split: of the dataset.
+        named: paths of pictures and folders, and patterns.
+
+    Returns:
+        The figures by method and metric.
+
+    Raises:
+        UserError: no such run or dataset, no pictures, or some that cannot be read; in the last case the others were
+            measured.
+    """
+    run = trained.load(work_dir)
+    evaluator = Evaluator(run.model, run.dataset.splits[TRAIN].colors)
+    failures: list[str] = []
+    if data is not None:
+        dataset = reader.open_dataset(data)
+        resize_mode, count = dataset.manifest.resize_mode, dataset.manifest.splits[split].examples
+        examples = reader.examples(dataset, split)
+    else:
+        paths = list(dict.fromkeys(path for each in named for path, _ in files.find(each)))
+        resize_mode, count = run.dataset.resize_mode, len(paths)
+        examples = _examples(paths, resize_mode, failures)
+    rows, selection = [], Selection()
+    for each in tqdm(evaluator.measure(examples), total=count, desc="evaluate", unit="image", disable=None):
+        rows.append(each.without_pictures())
+        selection.add(each)
+    if not rows:
+        raise UserError(f"there is nothing to measure: {'; '.join(failures) or f'{data} has no {split} examples'}")
+    figures = evaluation.summarize(np.stack([each.values for each in rows]))
+    print(describe(figures, len(rows)))
+    _write(work_dir, run.step, evaluation.protocol(resize_mode.value, len(rows)), figures, rows, selection)
+    if failures:
+        raise UserError(f"{len(failures)} of {count} pictures could not be measured: {'; '.join(failures)}")
+    return figures
+
+
+def _examples(paths: Sequence[str], resize_mode: ResizeMode, failures: list[str]) -> Iterator[Example]:
+    """Files as a dataset would hold them."""
+    for path in paths:
+        try:
+            with files.open_binary(path) as file:
+                rgb = image.decode(file.read())
+        except OSError as error:
+            failures.append(f"{path} ({error.strerror or one_line(error)})")
+        except RejectedImage as error:
+            failures.append(f"{path} ({error})")
+        else:
+            yield Example(path, "pictures", "", tensors.from_image(rgb, resize_mode))
+
+
+class Selection:
+    """Of all pictures some to look at: those of the least and of the largest error, and some that a hash chose."""
+
+    KINDS = ("best", "worst", "random")
+
+    def __init__(self) -> None:
+        self._heaps: dict[str, list[tuple[float, str, Measured]]] = {kind: [] for kind in self.KINDS}
+
+    def add(self, measured: Measured) -> None:
+        """Looks at another picture."""
+        error = measured.column("ab_error")[METHODS.index(MODEL)]
+        chance = int.from_bytes(hashlib.blake2b(measured.key.encode(), digest_size=6).digest(), "big")
+        for kind, rank in zip(self.KINDS, (-error, error, chance), strict=True):
+            heap = self._heaps[kind]
+            heapq.heappush(heap, (rank, measured.key, measured))
+            if len(heap) > _SHOWN:
+                heapq.heappop(heap)
+
+    def of(self, kind: str) -> list[Measured]:
+        """Those of a kind, the most extreme first."""
+        return [measured for _, _, measured in sorted(self._heaps[kind], reverse=True)]
+
+
+def describe(figures: dict[str, dict[str, Interval]], count: int) -> str:
+    """A table for people."""
+    cells = [["", *_TITLES.values()]]
+    for method, own in figures.items():
+        cells.append([method, *(_describe(own[name]) for name in _TITLES)])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join([f"{count} pictures, with 95 % intervals", *lines])
+
+
+def _describe(figure: Interval) -> str:
+    digits = 4 if abs(figure.value) < 10 else 2
+    return f"{figure.value:.{digits}f} ({figure.low:.{digits}f} to {figure.high:.{digits}f})"
+
+
+def _write(
+    work_dir: str,
+    step: int,
+    protocol: dict[str, object],
+    figures: dict[str, dict[str, Interval]],
+    rows: Sequence[Measured],
+    selection: Selection,
+) -> None:
+    """Writes what was found; metrics.json last, so that it never speaks of other files."""
+    folder = os.path.join(work_dir, FOLDER)
+    files.make_folder(folder)
+    files.remove(os.path.join(folder, METRICS))
+    shown = []
+    for kind in Selection.KINDS:
+        for number, measured in enumerate(selection.of(kind)):
+            name = f"{kind}-{number}.png"
+            files.write(os.path.join(folder, name), _png(measured.pictures))
+            shown.append({"kind": kind, "file": name, **measured.to_dict()})
+    files.write(os.path.join(folder, PICTURES), b"".join(json.dumps(row.to_dict()).encode() + b"\n" for row in rows))
+    found = {
+        method: {name: dataclasses.asdict(figure) for name, figure in own.items()} for method, own in figures.items()
+    }
+    content = {"step": step, "protocol": protocol, "figures": found, "shown": shown}
+    files.write(os.path.join(folder, METRICS), json.dumps(content, indent=1).encode())
+    _LOGGER.info("written to %s", folder)
+
+
+def _png(rgb: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    cli.launch(main)
