@@ -34,7 +34,6 @@ from pipeline import cli
 
 _BATCH = 4
 _PICTURES = 96
-_STEPS = _PICTURES // _BATCH  # an epoch
 _WARMING = 4
 _OPTIONS = ("--config=configs/koalarization.py", "--config.model.feature_weights=none")
 _WAYS = {  # stored features, replicas

@@ -1,6 +1,7 @@
 """Files, local or remote, where Beam is not at hand; remote ones through TensorFlow, which local ones do not need."""
 
 import contextlib
+import errno
 import functools
 import io
 import os
@@ -27,6 +28,18 @@ def open_binary(path: str) -> BinaryIO:
     if "://" not in path:
         return open(path, "rb", buffering=LOCAL_BUFFER_BYTES)
     return io.BufferedReader(_RemoteFile(path), _ASKED_BYTES)
+
+
+def read(path: str) -> bytes:
+    """The whole of a local or remote file; of a pipe, which might never end, nothing.
+
+    Raises:
+        OSError: it cannot be read, or is no file.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "not a file")
+    with open_binary(path) as file:
+        return file.read()
 
 
 class _RemoteFile(io.RawIOBase):

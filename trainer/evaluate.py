@@ -103,8 +103,7 @@ def _examples(paths: Sequence[str], resize_mode: ResizeMode, failures: list[str]
     """Files as a dataset would hold them."""
     for path in paths:
         try:
-            with files.open_binary(path) as file:
-                rgb = image.decode(file.read())
+            rgb = image.decode(files.read(path))
         except OSError as error:
             failures.append(f"{path} ({error.strerror or one_line(error)})")
         except RejectedImage as error:

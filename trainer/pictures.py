@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import io
 import os
 from collections import deque
@@ -115,10 +114,7 @@ class _Flow:
 
     def _open(self, task: Task) -> _Opened | None:
         with self._naming(task.path):
-            if os.path.exists(task.path) and not os.path.isfile(task.path):  # a pipe might never end
-                raise OSError(errno.EINVAL, "not a file")
-            with files.open_binary(task.path) as file:
-                data = file.read()
+            data = files.read(task.path)
             return _Opened(task, data, image.pixels(data))
         return None
 
@@ -142,7 +138,7 @@ class _Flow:
             rgb = self._colorizer.join(picture.rgb, ab)
             files.make_folder(os.path.dirname(task.target))
             files.write(task.target, _png(rgb, picture.alpha))
-            if np.abs(color.denormalize_ab(ab)).max() < _VISIBLE:
+            if color.denormalize_ab(max(ab.max(), -ab.min())) < _VISIBLE:  # the whole may be large
                 self.outcome.gray.add(task.path)
             self._done()
 
