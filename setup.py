@@ -21,6 +21,10 @@ TRAINER = [
     "tensorflow-io==0.37.1; python_version < '3.13'",  # the last release; no build for 3.13
 ]
 INSPECT = ["matplotlib>=3.9,<4"]
+REPORT = ["jinja2>=3.1,<4", "matplotlib>=3.9,<4"]
+VIDEO = ["av>=16,<19"]  # carries FFmpeg
+STUDY = ["flask>=3,<4", "scipy>=1.14,<2", "waitress>=3,<4"]
+ONNX = ["onnxruntime>=1.20,<2", "tf2onnx>=1.16,<2"]
 GPU = ["tensorflow[and-cuda]>=2.21,<2.22; sys_platform == 'linux'"]
 TEST = [
     "google-crc32c>=1.6,<2",  # a second opinion
@@ -55,6 +59,10 @@ setup(
         "trainer": TRAINER,
         "gpu": GPU,
         "inspect": INSPECT,
+        "report": REPORT,
+        "video": VIDEO,
+        "study": STUDY,
+        "onnx": ONNX,
         "test": TEST,
         "bench": BENCH,
         "dev": DEV,
