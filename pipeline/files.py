@@ -6,6 +6,7 @@ import functools
 import io
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NoReturn
@@ -23,21 +24,21 @@ def open_binary(path: str) -> BinaryIO:
     """Opens a local or remote file for reading; a remote one through TensorFlow.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: it cannot be opened, or is a pipe, which might never end.
     """
     if "://" not in path:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError(errno.EINVAL, "not a file")
         return open(path, "rb", buffering=LOCAL_BUFFER_BYTES)
     return io.BufferedReader(_RemoteFile(path), _ASKED_BYTES)
 
 
 def read(path: str) -> bytes:
-    """The whole of a local or remote file; of a pipe, which might never end, nothing.
+    """The whole of a local or remote file.
 
     Raises:
         OSError: it cannot be read, or is no file.
     """
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(errno.EINVAL, "not a file")
     with open_binary(path) as file:
         return file.read()
 
@@ -212,6 +213,43 @@ def write(path: str, content: bytes) -> None:
         if isinstance(error, OSError):
             raise UserError(f"{path} cannot be written: {one_line(error)}; make room there, or name another") from error
         raise
+
+
+@contextlib.contextmanager
+def aside(path: str) -> Iterator[str]:
+    """A local path for what other programs write to: at the end of the block it is renamed, or goes where it belongs.
+
+    Whoever finds the name finds the whole file, and a block that fails leaves nothing behind.
+
+    Raises:
+        UserError: it cannot be brought to its place.
+    """
+    if "://" not in path:
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        try:
+            yield temporary
+            _put(temporary, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(temporary)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = os.path.join(folder, "file")
+        yield temporary
+        _put(temporary, path)
+
+
+def _put(temporary: str, path: str) -> None:
+    try:
+        if "://" not in path:
+            os.replace(temporary, path)
+            return
+        import tensorflow as tf
+
+        with _os_errors(path):
+            tf.io.gfile.copy(temporary, path, overwrite=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {one_line(error)}; make room there, or name another") from error
 
 
 def remove(path: str) -> None:

@@ -3,7 +3,9 @@
 import io
 import threading
 import time
+from fractions import Fraction
 
+import av
 import keras
 import numpy as np
 import tensorflow as tf
@@ -114,3 +116,37 @@ def events(workdir):
 def scalars(workdir, tag):
     """The values of a scalar by step, from the event files."""
     return {step: float(tf.make_ndarray(value.tensor)) for step, found, value in events(workdir) if found == tag}
+
+
+def write_video(path, frames, codec="libx264", sound=None, times=None, rotation=0, aspect=None):
+    """Writes a video of 25 frames a second, or of frames at times in milliseconds, with some seconds of a tone."""
+    options = {"movflags": "+faststart"} if str(path).endswith(".mp4") else {}
+    with av.open(str(path), "w", options=options) as output:
+        streams = []
+        if frames:
+            stream = output.add_stream(codec, rate=25)
+            stream.height, stream.width = frames[0].shape[:2]
+            stream.pix_fmt = {"mjpeg": "yuvj420p", "ffv1": "bgr0"}.get(codec, "yuv420p")
+            if rotation:
+                stream.set_display_rotation(rotation)
+            if aspect:
+                stream.codec_context.sample_aspect_ratio = aspect
+            if times:
+                stream.codec_context.time_base = Fraction(1, 1000)
+            streams.append(stream)
+        if sound:
+            streams.append(output.add_stream(sound, rate=44100))
+            streams[-1].bit_rate = 64000
+        for number, rgb in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+            if times:
+                frame.pts, frame.time_base = times[number], Fraction(1, 1000)
+            output.mux(streams[0].encode(frame))
+        if sound:
+            for block in range(20):
+                tone = np.sin(np.arange(block * 1024, (block + 1) * 1024) / 10).astype(np.float32)
+                frame = av.AudioFrame.from_ndarray(np.stack([tone, tone]), format="fltp", layout="stereo")
+                frame.sample_rate, frame.pts = 44100, block * 1024
+                output.mux(streams[-1].encode(frame))
+        for stream in streams:
+            output.mux(stream.encode(None))

@@ -90,7 +90,7 @@ def test_bad_pictures_are_named_and_the_rest_is_done(run, tmp_path, capsys):
     cut.write_bytes(good.read_bytes()[:500])
     assert call(run, tmp_path / "out", text, good, cut, tmp_path / "absent.png") == 1
     message = capsys.readouterr().err
-    assert "3 of 4 pictures could not be colorized" in message
+    assert "3 of 4 files could not be colorized" in message
     assert f"{text} (not_an_image" in message
     assert f"{cut} (truncated" in message
     assert "absent.png (No such file or directory)" in message

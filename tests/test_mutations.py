@@ -125,7 +125,7 @@ def test_every_mutated_picture_is_colorized_or_named(tiny_extractor, finished, t
     named = set(re.findall(r"/in/(\d{5}-\w+) \(", message))
     assert not written & named
     assert written | named == {path.name for path in (tmp_path / "in").iterdir()}
-    assert f"error: {len(named)} of {COLORIZED} pictures could not be colorized" in message
+    assert f"error: {len(named)} of {COLORIZED} files could not be colorized" in message
     assert COLORIZED * 0.1 < len(named) < COLORIZED * 0.9
     for path in (tmp_path / "out").iterdir():
         image.decode(path.read_bytes())

@@ -1,16 +1,19 @@
-r"""Colorizes pictures with a trained model.
+r"""Colorizes pictures and videos with a trained model.
 
-    python -m trainer.colorize --workdir=RUN --output=DIR PICTURE FOLDER 'PATTERN'...
+    python -m trainer.colorize --workdir=RUN --output=DIR PICTURE VIDEO FOLDER 'PATTERN'...
 
-Pictures are files, all files of folders, or those of patterns such as 'photos/**.jpg', local or remote: JPEG, PNG,
-TIFF, WebP, GIF or BMP of any size, gray or in color; of the latter only the lightness is used. Each becomes a PNG of
-its own size, transparency and name in the output directory, in place of one that this program wrote there before; what
-lies below a folder keeps its place. A picture that cannot be colorized is named at the end, and the exit status is 1.
+They are files, all files of folders, or those of patterns such as 'photos/**.jpg', local or remote. Pictures are JPEG,
+PNG, TIFF, WebP, GIF or BMP of any size, gray or in color; of the latter only the lightness is used. Each becomes a PNG
+of its own size, transparency and name in the output directory, in place of one that this program wrote there before;
+what lies below a folder keeps its place. A video (.mp4, .mov, .mkv, .avi, .webm and others that FFmpeg reads) becomes
+H.264 with the same frames, times and sound, in a file of its own kind, or .mkv. What cannot be colorized is named at
+the end, and the exit status is 1.
 """
 
 import logging
 import os
 from collections.abc import Sequence, Set
+from types import ModuleType
 
 from absl import flags
 from tqdm import tqdm
@@ -18,10 +21,12 @@ from tqdm import tqdm
 from pipeline import cli, files
 from pipeline.errors import UsageError, UserError, one_line
 from trainer import colorizer, pictures
-from trainer.pictures import Outcome, Task
+from trainer.colorizer import Colorizer
+from trainer.tasks import Outcome, Task, is_video, result_name
 
 _LOGGER = logging.getLogger("trainer.colorize")
 _MOST_SATURATION = 10
+DEFAULT_SMOOTHING = 0.8
 
 
 def main(argv: Sequence[str]) -> None:
@@ -36,17 +41,28 @@ def main(argv: Sequence[str]) -> None:
         "native_size", False, "Shows the network pictures in their own size in place of 224x224: finer borders of "
         "colors, at a cost that grows with the picture.", flag_values=values,
     )  # fmt: skip
+    flags.DEFINE_float(
+        "smoothing", DEFAULT_SMOOTHING, "Of videos: how much of a thing's color is kept from the frame before; more of "
+        "it is less flicker.", flag_values=values,
+    )  # fmt: skip
     named = cli.parse(values, argv, __doc__)
     cli.require(values, "workdir", "output")
     if not named:
         raise UsageError("no picture is named: give files, folders or patterns after the options")
     if not 0 < values.saturation <= _MOST_SATURATION:
         raise UsageError(f"--saturation={values.saturation:g}; choose above 0, at most {_MOST_SATURATION}")
-    colorize(values.workdir, values.output, named, values.saturation, values.native_size)
+    if not 0 <= values.smoothing < 1:
+        raise UsageError(f"--smoothing={values.smoothing:g}; choose from 0, for none, to below 1")
+    colorize(values.workdir, values.output, named, values.saturation, values.native_size, values.smoothing)
 
 
 def colorize(
-    work_dir: str, output: str, named: Sequence[str], saturation: float = 1.0, native_size: bool = False
+    work_dir: str,
+    output: str,
+    named: Sequence[str],
+    saturation: float = 1.0,
+    native_size: bool = False,
+    smoothing: float = DEFAULT_SMOOTHING,
 ) -> None:
     """Colorizes files.
 
@@ -56,18 +72,45 @@ def colorize(
         named: paths of files and folders, and patterns.
         saturation: what the predicted a and b are multiplied by.
         native_size: show the network pictures in their own size.
+        smoothing: of videos, in [0, 1).
 
     Raises:
         UserError: no such run, a directory that cannot be written, a file in it of another origin that would be
-            overwritten, or pictures that cannot be read or written; in the last case all others were colorized.
+            overwritten, or files that cannot be read or written; in the last case all others were colorized.
     """
     tasks = _tasks(output, named)
     own = colorizer.load(work_dir, saturation, native_size)
-    files.make_folder(output)
-    with tqdm(total=len(tasks), desc="colorize", unit="image", disable=None) as bar:
-        outcome = pictures.colorize(own, tasks, bar.update)
-    _LOGGER.info("%d pictures in %s", len(tasks) - len(outcome.failures), output)
+    for folder in sorted({os.path.dirname(task.target) for task in tasks}):
+        files.make_folder(folder)
+    outcome = _colorize_all(own, tasks, smoothing)
+    _LOGGER.info("%d of %d files are in %s", len(tasks) - len(outcome.failures), len(tasks), output)
     _report(outcome, tasks)
+
+
+def _colorize_all(own: Colorizer, tasks: Sequence[Task], smoothing: float) -> Outcome:
+    """Pictures as one, then video by video."""
+    videos = [task for task in tasks if is_video(task.path)]
+    stills = [task for task in tasks if not is_video(task.path)]
+    outcome = Outcome()
+    if stills:
+        with tqdm(total=len(stills), desc="colorize", unit="image", disable=None) as bar:
+            outcome.add(pictures.colorize(own, stills, bar.update))
+    for task in videos:
+        outcome.add(_video().colorize(own, task, smoothing))
+    return outcome
+
+
+def _video() -> ModuleType:
+    """The module for videos; pictures do without what it needs.
+
+    Raises:
+        UserError: that is not installed.
+    """
+    try:
+        from trainer import video
+    except ModuleNotFoundError as error:
+        raise UserError("videos need PyAV, which is not installed: pip install 'koalarization[video]'") from error
+    return video
 
 
 def _report(outcome: Outcome, tasks: Sequence[Task]) -> None:
@@ -77,7 +120,7 @@ def _report(outcome: Outcome, tasks: Sequence[Task]) -> None:
         _LOGGER.warning("WARNING: the model knew no color for %d of them, which are gray: %s", len(gray), _list(gray))
     failures = [f"{task.path} ({outcome.failures[task.path]})" for task in tasks if task.path in outcome.failures]
     if failures:
-        raise UserError(f"{len(failures)} of {len(tasks)} pictures could not be colorized: {_list(failures)}")
+        raise UserError(f"{len(failures)} of {len(tasks)} files could not be colorized: {_list(failures)}")
 
 
 def _list(texts: Sequence[str]) -> str:
@@ -85,7 +128,7 @@ def _list(texts: Sequence[str]) -> str:
 
 
 def _tasks(output: str, named: Sequence[str]) -> list[Task]:
-    """The pictures that were named, each once, and where their results go.
+    """The files that were named, each once, and where their results go.
 
     Raises:
         UserError: two results of one name, or a file that would be lost.
@@ -95,7 +138,7 @@ def _tasks(output: str, named: Sequence[str]) -> list[Task]:
         if _is_within(output, each):
             raise UserError(f"--output={output} lies within {each}; name a directory outside of it")
         for path, name in files.find(each):
-            target = os.path.join(output, f"{os.path.splitext(name)[0]}.png")
+            target = os.path.join(output, result_name(name))
             before = tasks.setdefault(target, Task(path, target))
             if before.path != path:
                 raise UserError(f"{before.path} and {path} would both be written to {target}; colorize them separately")
@@ -110,11 +153,12 @@ def _is_within(path: str, folder: str) -> bool:
 
 
 def _check_target(task: Task, sources: Set[str]) -> None:
-    """Refuses to overwrite pictures that are to be colorized, and what this program did not write."""
+    """Refuses to overwrite files that are to be colorized, and what this program did not write."""
     if os.path.realpath(task.target) in sources:
         raise UserError(f"{task.target} would be overwritten by the result of {task.path}; name another --output")
     try:
-        replaceable = not files.exists(task.target) or pictures.is_result(task.target)
+        known = _video().is_result if is_video(task.path) else pictures.is_result
+        replaceable = not files.exists(task.target) or known(task.target)
     except OSError as error:
         raise UserError(f"{task.target} cannot be read: {one_line(error)}; start again") from error
     if not replaceable:

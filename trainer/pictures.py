@@ -1,54 +1,27 @@
 """Colorizes many pictures: while a batch is predicted, the next one is read and the one before it is written."""
 
 import contextlib
-import dataclasses
 import io
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipeline import color, files, image
-from pipeline.errors import UserError, one_line
+from pipeline import files, image
 from pipeline.image import Picture
-from pipeline.rejects import RejectedImage
+from trainer.ahead import map_ahead
 from trainer.colorizer import Colorizer, Prepared
+from trainer.tasks import SOFTWARE, Outcome, Task, is_gray
 
-SOFTWARE = "koalarization"  # in each result, so that it is known when it is met again
 BATCH = 8
 # Of a batch, unless a picture alone has more: three batches are in memory at a time.
 _PIXELS = 32 << 20
 _OPEN = 2 * BATCH  # files that are read ahead
 _COMPRESSION = 1  # of PNG, from 0 to 9: 6 takes five times as long, and makes photographs no smaller
-_VISIBLE = 1.0  # a difference of a or b that a person might see
-
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
-
-
-class Task(NamedTuple):
-    """A picture's path and that of its result, local or remote."""
-
-    path: str
-    target: str
-
-
-@dataclasses.dataclass
-class Outcome:
-    """What did not go well.
-
-    Attributes:
-        failures: the reason for which there is no result, by path.
-        gray: paths of pictures for which the model knew no color.
-    """
-
-    failures: dict[str, str] = dataclasses.field(default_factory=dict)
-    gray: set[str] = dataclasses.field(default_factory=set)
 
 
 class _Opened(NamedTuple):
@@ -102,7 +75,7 @@ class _Flow:
     def _batches(self, tasks: Sequence[Task]) -> Iterator[list[_Opened]]:
         """Opened files in their order, as many together as go into a batch."""
         batch: list[_Opened] = []
-        for opened in _map_ahead(self._pool, self._open, tasks, _OPEN):
+        for opened in map_ahead(self._pool, self._open, tasks, _OPEN):
             if opened is None:
                 continue
             if len(batch) == BATCH or (batch and sum(each.pixels for each in batch) + opened.pixels > _PIXELS):
@@ -136,40 +109,18 @@ class _Flow:
         task, picture = decoded.task, decoded.picture
         with self._naming(task.path):
             rgb = self._colorizer.join(picture.rgb, ab)
-            files.make_folder(os.path.dirname(task.target))
             files.write(task.target, _png(rgb, picture.alpha))
-            if color.denormalize_ab(max(ab.max(), -ab.min())) < _VISIBLE:  # the whole may be large
+            if is_gray(ab):
                 self.outcome.gray.add(task.path)
             self._done()
 
     @contextlib.contextmanager
     def _naming(self, path: str) -> Iterator[None]:
         """Keeps what is wrong with a picture from the others."""
-        try:
+        with self.outcome.naming(path):
             yield
-        except (RejectedImage, UserError) as error:
-            self._fail(path, str(error))
-        except OSError as error:
-            self._fail(path, error.strerror or one_line(error))
-        except MemoryError:
-            self._fail(path, "more memory than there is")
-
-    def _fail(self, path: str, reason: str) -> None:
-        self.outcome.failures[path] = reason
+            return
         self._done()
-
-
-def _map_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[_In], _Out], items: Iterable[_In], ahead: int
-) -> Iterator[_Out]:
-    """Calls a function in other threads, some items ahead of the one whose result is asked for; results in order."""
-    pending: deque[Future[_Out]] = deque()
-    for item in items:
-        pending.append(pool.submit(function, item))
-        if len(pending) > ahead:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
 
 
 def _png(rgb: np.ndarray, alpha: np.ndarray | None) -> bytes:

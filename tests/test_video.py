@@ -1,0 +1,193 @@
+import sys
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+import trainer
+from pipeline import cli, color
+from tests.helpers import encoded, noise, write_video
+from trainer import colorize, video
+
+
+@pytest.fixture
+def run(tiny_extractor, finished):
+    return finished[0]
+
+
+def call(run, output, *named):
+    return cli.run(colorize.main, ["colorize", f"--workdir={run}", f"--output={output}", *map(str, named)])
+
+
+def frames(path):
+    """All frames of a video, uint8 [height, width, 3], with their times in seconds."""
+    with av.open(str(path)) as container:
+        return [(frame.to_ndarray(format="rgb24"), frame.time) for frame in container.decode(video=0)]
+
+
+def sound(path):
+    """What the sound of a video consists of: its packets' bytes and times."""
+    with av.open(str(path)) as container:
+        return [
+            (bytes(packet), round(packet.pts * packet.time_base, 2))
+            for packet in container.demux(audio=0)
+            if packet.dts is not None
+        ]
+
+
+def ramp(count, height=48, width=64):
+    """Gray frames that can be told apart: each a little lighter than the last, with one brighter corner."""
+    result = []
+    for number in range(count):
+        frame = np.full((height, width, 3), 40 + 8 * number, np.uint8)
+        frame[: height // 4, : width // 4] += 60
+        result.append(frame)
+    return result
+
+
+def test_frames_times_and_sound(run, tmp_path, capsys):
+    """What comes out has the same frames at the same times, in color, and the same sound."""
+    source = tmp_path / "clip.mp4"
+    write_video(source, ramp(20), sound="aac")
+    assert call(run, tmp_path / "out", source) == 0
+    result = tmp_path / "out/clip.mp4"
+    before, after = frames(source), frames(result)
+    assert [time for _, time in after] == [time for _, time in before]
+    assert len(after) == 20
+    for (gray, _), (colored, _) in zip(before, after, strict=True):
+        assert np.abs(color.rgb_to_l(colored) - color.rgb_to_l(gray)).mean() < 2
+        assert np.ptp(colored.astype(int), axis=-1).max() > 4  # not gray
+    assert sound(result) == sound(source)
+    assert "1 of 1 files are in" in capsys.readouterr().err
+
+
+def test_times_that_are_not_even(run, tmp_path):
+    source = tmp_path / "clip.mkv"
+    write_video(source, ramp(6), times=[0, 100, 130, 700, 1900, 2000])
+    assert call(run, tmp_path / "out", source) == 0
+    assert [time for _, time in frames(tmp_path / "out/clip.mkv")] == [0, 0.1, 0.13, 0.7, 1.9, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("codec", "name", "result"),
+    [("mpeg4", "Clip.AVI", "Clip.mkv"), ("libvpx-vp9", "clip.webm", "clip.mkv"), ("mjpeg", "clip.mov", "clip.mov")],
+)
+def test_other_kinds(run, tmp_path, codec, name, result):
+    write_video(tmp_path / name, ramp(5), codec=codec)
+    assert call(run, tmp_path / "out", tmp_path / name) == 0
+    assert len(frames(tmp_path / "out" / result)) == 5
+
+
+def test_odd_sizes_get_another_pixel(run, tmp_path):
+    write_video(tmp_path / "clip.mkv", [noise(35, 51, number) for number in range(3)], codec="ffv1")
+    assert call(run, tmp_path / "out", tmp_path / "clip.mkv") == 0
+    assert frames(tmp_path / "out/clip.mkv")[0][0].shape == (36, 52, 3)
+
+
+@pytest.mark.parametrize("turn", [90, 180, 270])
+def test_a_phone_held_upright(run, tmp_path, turn):
+    """What is stored lying, with a note to turn it, comes out upright and without the note."""
+    write_video(tmp_path / "clip.mp4", ramp(3), rotation=turn)
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        note = next(container.decode(video=0)).rotation
+    assert note % 360 == turn
+    assert call(run, tmp_path / "out", tmp_path / "clip.mp4") == 0
+    with av.open(str(tmp_path / "out/clip.mp4")) as container:
+        frame = next(container.decode(video=0))
+    assert frame.rotation == 0
+    expected = np.rot90(ramp(1)[0], turn // 90)
+    assert np.abs(color.rgb_to_l(frame.to_ndarray(format="rgb24")) - color.rgb_to_l(expected)).mean() < 2
+
+
+def test_pixels_that_are_not_square(run, tmp_path):
+    write_video(tmp_path / "clip.mp4", ramp(3), aspect=Fraction(16, 11))
+    assert call(run, tmp_path / "out", tmp_path / "clip.mp4") == 0
+    with av.open(str(tmp_path / "out/clip.mp4")) as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
+
+
+def test_the_same_bytes_again_in_place_of_its_own_result(run, tmp_path, capsys):
+    write_video(tmp_path / "clip.mp4", ramp(12), sound="aac")
+    assert call(run, tmp_path / "out", tmp_path / "clip.mp4") == 0
+    result = tmp_path / "out/clip.mp4"
+    first = result.read_bytes()
+    assert call(run, tmp_path / "out", tmp_path / "clip.mp4") == 0
+    assert result.read_bytes() == first
+    write_video(result, ramp(3))
+    assert call(run, tmp_path / "out", tmp_path / "clip.mp4") == 1
+    assert "would be overwritten, and was not written by this program" in capsys.readouterr().err
+
+
+def test_bad_videos_are_named_and_leave_nothing(run, tmp_path, capsys):
+    good = tmp_path / "good.mp4"
+    write_video(good, ramp(3))
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "picture.mkv").write_bytes(b"")
+    write_video(tmp_path / "sound.mp4", [], sound="aac")
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(encoded(noise(20, 20)))
+    named = [tmp_path / name for name in ("text.mp4", "picture.mkv", "sound.mp4", "absent.mov")]
+    assert call(run, tmp_path / "out", *named, good, photo) == 1
+    message = capsys.readouterr().err
+    assert "4 of 6 files could not be colorized" in message
+    assert f"{tmp_path}/text.mp4 (FFmpeg: Invalid data found when processing input)" in message
+    assert "sound.mp4 (not_an_image: a file without frames)" in message
+    assert "absent.mov (No such file or directory)" in message
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.mp4", "photo.png"]
+
+
+@pytest.mark.parametrize(("name", "count"), [("clip.mkv", 1), ("clip.mp4", 1)])
+def test_a_video_that_was_cut_short_is_written_and_named(run, tmp_path, capsys, name, count):
+    source = tmp_path / name
+    write_video(source, [noise(48, 64, number) for number in range(60)])
+    size = source.stat().st_size
+    source.write_bytes(source.read_bytes()[: size // 2])
+    assert call(run, tmp_path / "out", source) == 1
+    assert f"{source} (damaged parts: {count}; {tmp_path}/out/{name} shows what is left)" in capsys.readouterr().err
+    assert 15 < len(frames(tmp_path / "out" / name)) < 45
+
+
+def test_a_playlist_opens_no_other_file(run, tmp_path, capsys):
+    """A video from a stranger could else show files of this machine."""
+    write_video(tmp_path / "secret.ts", ramp(3), codec="mpeg2video")
+    playlist = tmp_path / "playlist.mp4"
+    playlist.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{tmp_path}/secret.ts\n#EXT-X-ENDLIST\n")
+    assert call(run, tmp_path / "out", playlist) == 1
+    assert f"{playlist} (" in capsys.readouterr().err
+    assert not (tmp_path / "out/playlist.mp4").exists()
+
+
+def test_sound_that_does_not_fit_is_encoded_anew(run, tmp_path):
+    write_video(tmp_path / "clip.wmv", ramp(12), sound="wmav2", codec="mpeg4")
+    assert call(run, tmp_path / "out", tmp_path / "clip.wmv") == 0
+
+    def waveform(path):
+        with av.open(str(path)) as container:
+            return np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)[0]
+
+    before, after = waveform(tmp_path / "clip.wmv"), waveform(tmp_path / "out/clip.mkv")
+    loudest = np.argmax(np.abs(np.fft.rfft(before[4096:12288]))), np.argmax(np.abs(np.fft.rfft(after[4096:12288])))
+    assert loudest[0] == loudest[1] == pytest.approx(8192 / (2 * np.pi * 10), abs=1)  # the tone of `write_video`
+
+
+def test_a_remote_video(run, tmp_path):
+    write_video(tmp_path / "clip.mp4", ramp(3))
+    assert call(run, f"file://{tmp_path}/out", f"file://{tmp_path}/clip.mp4") == 0
+    assert len(frames(tmp_path / "out/clip.mp4")) == 3
+    assert video.is_result(f"file://{tmp_path}/out/clip.mp4")
+
+
+def test_without_pyav(run, tmp_path, capsys, monkeypatch):
+    write_video(tmp_path / "clip.mp4", ramp(3))
+    monkeypatch.delitem(sys.modules, "trainer.video")
+    monkeypatch.delattr(trainer, "video")
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert call(run, tmp_path / "out", tmp_path / "clip.mp4") == 1
+    assert "videos need PyAV, which is not installed: pip install 'koalarization[video]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1", "nan"])
+def test_smoothing_out_of_range(value, capsys):
+    assert cli.run(colorize.main, ["colorize", "--workdir=x", "--output=y", f"--smoothing={value}", "z"]) == 2
+    assert f"--smoothing={value}; choose from 0, for none, to below 1" in capsys.readouterr().err
