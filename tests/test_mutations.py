@@ -10,17 +10,28 @@ import tarfile
 import zlib
 from collections import Counter
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 from skimage import data
 
 from pipeline import cli, image, manifest, verify
-from tests.helpers import encoded
+from tests.helpers import encoded, write_video
 from trainer import colorize
 
 COUNT = 5000
 COLORIZED = 2000
+VIDEOS = 50
+# `trainer.colorize` with the extractor of `tiny_extractor`, as a program.
+TINY_COLORIZE = """
+from trainer import colorize
+from trainer.models import extractor
+from pipeline import cli
+from tests import helpers
+extractor.create = helpers.tiny_extractor
+cli.launch(colorize.main)
+"""
 SECONDS = 300  # a job that takes as long hangs
 
 
@@ -129,3 +140,36 @@ def test_every_mutated_picture_is_colorized_or_named(tiny_extractor, finished, t
     assert COLORIZED * 0.1 < len(named) < COLORIZED * 0.9
     for path in (tmp_path / "out").iterdir():
         image.decode(path.read_bytes())
+
+
+@pytest.mark.slow
+def test_every_mutated_video_is_colorized_or_named(finished, tmp_path):
+    """In a process of its own: a decoder that crashes or hangs would take others along."""
+    photograph = np.asarray(Image.fromarray(data.astronaut()).resize((80, 64)))
+    pan = [np.ascontiguousarray(photograph[:48, number : number + 64]) for number in range(8)]
+    originals = []
+    for name, options in (
+        ("clip.mp4", {"sound": "aac"}), ("clip.mkv", {"codec": "ffv1"}), ("clip.avi", {"codec": "mpeg4"}),
+        ("clip.webm", {"codec": "libvpx-vp9"}), ("clip.ts", {"codec": "mpeg2video"}), ("clip.mov", {"codec": "mjpeg"}),
+    ):  # fmt: skip
+        write_video(tmp_path / name, pan, **options)
+        originals.append((name, (tmp_path / name).read_bytes()))
+    (tmp_path / "in").mkdir()
+    generator, videos = np.random.default_rng(0), [content for _, content in originals]
+    for number in range(VIDEOS):
+        mutate = MUTATIONS[number % len(MUTATIONS)]
+        name, content = originals[number % len(originals)]
+        mutated = tmp_path / f"in/{number:02d}-{mutate.__name__}-{name}"
+        mutated.write_bytes(mutate(content, videos, generator))
+    command = [sys.executable, "-c", TINY_COLORIZE, f"--workdir={finished[0]}", f"--output={tmp_path}/out"]
+    command.append(str(tmp_path / "in"))
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=SECONDS, check=False)
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    named = set(re.findall(r"/in/(\d\d)-[\w.-]+ \(", result.stderr))
+    written = {path.name[:2] for path in (tmp_path / "out").iterdir()}
+    assert written | named == {f"{number:02d}" for number in range(VIDEOS)}
+    assert VIDEOS * 0.1 < len(named) < VIDEOS * 0.9
+    for path in (tmp_path / "out").iterdir():
+        with av.open(str(path)) as container:
+            assert sum(1 for _ in container.decode(video=0)) > 0
