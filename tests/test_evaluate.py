@@ -7,7 +7,7 @@ from pipeline import cli, image, reader
 from pipeline.shards import VALIDATION
 from tests.helpers import encoded, noise
 from trainer import evaluate
-from trainer.evaluation import METHODS, Measured
+from trainer.evaluation import DIFFERENCES, METHODS, Measured
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_of_a_dataset(run, compact_dataset, finished, capsys):
     assert metrics["figures"]["gray"]["colorfulness"]["value"] < 2  # rounded levels
     table = capsys.readouterr().out.splitlines()
     assert table[0] == f"{len(keys)} pictures, with 95 % intervals"
-    assert [line.split("  ")[0] for line in table[2:]] == list(METHODS)
+    assert [line.split("  ")[0] for line in table[2:]] == [*METHODS, *DIFFERENCES]
 
 
 def test_of_pictures(run, tmp_path):

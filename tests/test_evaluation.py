@@ -124,3 +124,17 @@ def test_pictures_are_those_of_the_training_panel(config, examples, colors):
     (first, *_) = Evaluator(models.create(config.model, 1), colors).measure(examples[:1])
     expected = color_tf.normalized_to_rgb(*(tf.constant(examples[0].tensors[name]) for name in ("l_224", "ab_224")))
     np.testing.assert_array_equal(first.pictures[:, 448:], expected)
+
+
+def test_a_difference_has_the_interval_of_pairs():
+    """Pictures that differ by much, and a model that is a little better on each: that leaves no doubt."""
+    values = np.ones((200, len(METHODS), len(evaluation._COLUMNS)))
+    hard = np.random.default_rng(0).uniform(1, 100, 200)
+    values[..., 0] = hard[:, None]
+    values[:, 0, 0] = hard - np.random.default_rng(1).uniform(0, 1, 200)
+    figures = evaluation.summarize(values)
+    assert figures[MODEL]["mse"].high > figures[GRAY]["mse"].low
+    difference = figures["model - gray"]["mse"]
+    assert difference.value == pytest.approx(figures[MODEL]["mse"].value - figures[GRAY]["mse"].value)
+    assert -0.6 < difference.low < difference.value < difference.high < -0.4
+    assert figures["model - mean color"]["psnr"].value == 0

@@ -14,7 +14,10 @@ from trainer.models.base import ColorModel
 
 MODEL, GRAY, MEAN_COLOR = "model", "gray", "mean color"
 METHODS = (MODEL, GRAY, MEAN_COLOR)
-BATCH = 16
+# How much more the model has than each baseline on the same pictures: pictures differ by more than methods do, so that
+# intervals of two methods overlap where that of their difference leaves no doubt.
+DIFFERENCES = tuple(f"{MODEL} - {baseline}" for baseline in METHODS[1:])
+_BATCH = 16
 _RESAMPLES = 2000
 _CONFIDENCE = 0.95
 _SEED = 1
@@ -108,7 +111,7 @@ class Evaluator:
         batch: list[Example] = []
         for example in examples:
             batch.append(example)
-            if len(batch) == BATCH:
+            if len(batch) == _BATCH:
                 yield from self._measure(batch)
                 batch = []
         if batch:
@@ -149,12 +152,12 @@ class Evaluator:
 
 
 def summarize(values: np.ndarray) -> dict[str, dict[str, Interval]]:
-    """Figures over all pictures, by method and metric.
+    """Figures over all pictures, of `METHODS` and `DIFFERENCES`, by metric.
 
     Args:
         values: float64 [pictures, methods, columns], of `Measured`.
     """
-    found = _figures(values.mean(axis=0))  # of the whole, by metric: (methods,)
+    found = _figures(values.mean(axis=0))  # of the whole, by metric: (methods and differences,)
     generator = np.random.default_rng(_SEED)
     samples = [
         _figures(values[generator.integers(len(values), size=len(values))].mean(axis=0)) for _ in range(_RESAMPLES)
@@ -166,14 +169,15 @@ def summarize(values: np.ndarray) -> dict[str, dict[str, Interval]]:
             name: Interval(float(found[name][row]), float(bounds[name][0, row]), float(bounds[name][1, row]))
             for name in found
         }
-        for row, method in enumerate(METHODS)
+        for row, method in enumerate(METHODS + DIFFERENCES)
     }
 
 
 def _figures(means: np.ndarray) -> dict[str, np.ndarray]:
-    """Means of the columns, [methods, columns], to figures, each [methods]."""
+    """Means of the columns, [methods, columns], to figures, each [methods and differences]."""
     columns = dict(zip(_COLUMNS, means.T, strict=True))
     balanced = columns.pop("balanced_error") / columns.pop("weight")
     plain = columns.pop("ab_error")
     areas = {"auc": plain, "balanced_auc": balanced}
-    return columns | {name: 100 * (1 - error / metrics.LARGEST_AB_ERROR) for name, error in areas.items()}
+    figures = columns | {name: 100 * (1 - error / metrics.LARGEST_AB_ERROR) for name, error in areas.items()}
+    return {name: np.append(values, values[0] - values[1:]) for name, values in figures.items()}
