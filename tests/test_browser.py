@@ -1,5 +1,6 @@
 """What a person sees of a run: a real TensorBoard in a real browser."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -27,18 +28,33 @@ return all(document.body).filter(node => node.nodeName === "IMG" && node.complet
 """
 
 
-@pytest.fixture
-def browser():
+@contextlib.contextmanager
+def chromium(*arguments):
+    """A browser without a window; for Chromium's arguments see its --help."""
     if (driver := shutil.which("chromedriver")) is None:
         pytest.skip("no Chromium: make browser")
     from selenium import webdriver  # a test without a browser needs none
 
     options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1600,1200"):
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--window-size=1600,1200",
+        *arguments,
+    ):
         options.add_argument(argument)
     browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
+    try:
+        yield browser
+    finally:
+        browser.quit()
+
+
+@pytest.fixture
+def browser():
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture

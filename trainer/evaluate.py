@@ -17,6 +17,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -37,7 +38,7 @@ FOLDER = "evaluation"
 METRICS = "metrics.json"
 PICTURES = "pictures.jsonl"
 _SHOWN = 8  # of the best, of the worst, and of others
-_TITLES = {
+TITLES = {
     "mse": "MSE", "psnr": "PSNR, dB", "ssim": "SSIM", "colorfulness": "colorfulness", "auc": "AuC, %",
     "balanced_auc": "balanced AuC, %",
 }  # fmt: skip
@@ -135,17 +136,54 @@ class Selection:
         return [measured for _, _, measured in sorted(self._heaps[kind], reverse=True)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What is written of an evaluation.
+
+    Attributes:
+        metrics: the content of metrics.json.
+        figures: those in it, by method and metric.
+        pictures: the content of pictures.jsonl.
+    """
+
+    metrics: dict[str, Any]
+    figures: dict[str, dict[str, Interval]]
+    pictures: list[dict[str, Any]]
+
+
+def load(work_dir: str) -> Found | None:
+    """Reads what the last evaluation of a run found; None where there was none.
+
+    Raises:
+        UserError: it cannot be read, or is damaged.
+    """
+    folder = os.path.join(work_dir, FOLDER)
+    try:
+        if not files.exists(os.path.join(folder, METRICS)):
+            return None
+        metrics = json.loads(files.read(os.path.join(folder, METRICS)))
+        pictures = [json.loads(line) for line in files.read(os.path.join(folder, PICTURES)).splitlines()]
+        figures = {
+            method: {name: Interval(**own) for name, own in of_method.items()}
+            for method, of_method in metrics["figures"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # what it holds may be anything
+        raise UserError(f"{folder} is damaged ({one_line(error)}); run trainer.evaluate again") from error
+    return Found(metrics, figures, pictures)
+
+
 def describe(figures: dict[str, dict[str, Interval]], count: int) -> str:
     """A table for people."""
-    cells = [["", *_TITLES.values()]]
+    cells = [["", *TITLES.values()]]
     for method, own in figures.items():
-        cells.append([method, *(_describe(own[name]) for name in _TITLES)])
+        cells.append([method, *(describe_figure(own[name]) for name in TITLES)])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     return "\n".join([f"{count} pictures, with 95 % intervals", *lines])
 
 
-def _describe(figure: Interval) -> str:
+def describe_figure(figure: Interval) -> str:
+    """A figure and its interval, for people."""
     digits = 4 if abs(figure.value) < 10 else 2
     return f"{figure.value:.{digits}f} ({figure.low:.{digits}f} to {figure.high:.{digits}f})"
 

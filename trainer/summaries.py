@@ -15,7 +15,7 @@ from pipeline import color_tf
 from pipeline.config import fields
 from trainer import files
 
-_FOLDER = "tensorboard"
+FOLDER = "tensorboard"
 _LARGEST_BYTES = 4 << 20  # of a file of events that is copied
 
 
@@ -59,7 +59,7 @@ class Summaries:
     """
 
     def __init__(self, workdir: str, is_chief: bool):
-        self.folder = tf.io.gfile.join(workdir, _FOLDER)
+        self.folder = tf.io.gfile.join(workdir, FOLDER)
         self._copy: tempfile.TemporaryDirectory | None = None
         if not is_chief:
             self._writer = tf.summary.create_noop_writer()
