@@ -20,8 +20,9 @@ _RGB_TO_XYZ = np.array(
     ]
 )
 _WHITE_D65 = np.array([0.95047, 1.0, 1.08883])
-_EPSILON = 0.008856  # the value of t below which f(t) is a straight line
-_SLOPE, _OFFSET = 7.787, 16.0 / 116.0
+EPSILON = 0.008856  # the value of t below which f(t) is a straight line
+LEAST_F = 0.2068966  # f of it
+SLOPE, OFFSET = 7.787, 16.0 / 116.0
 
 
 def _srgb_to_linear(srgb: np.ndarray) -> np.ndarray:
@@ -30,16 +31,16 @@ def _srgb_to_linear(srgb: np.ndarray) -> np.ndarray:
 
 
 # A picture has 256 levels, so the transfer curve is a table; the white point is folded into the matrix.
-_LINEAR_OF_LEVEL = _srgb_to_linear(np.arange(256) / 255.0).astype(np.float32)
-_RGB_TO_RELATIVE_XYZ = (_RGB_TO_XYZ / _WHITE_D65[:, None]).astype(np.float32)
+LINEAR_OF_LEVEL = _srgb_to_linear(np.arange(256) / 255.0).astype(np.float32)
+RGB_TO_RELATIVE_XYZ = (_RGB_TO_XYZ / _WHITE_D65[:, None]).astype(np.float32)
 _F_TO_LAB = np.array([[0, 116, 0, -16], [500, -500, 0, 0], [0, 200, -200, 0]], np.float32)  # the last column is added
-_LAB_TO_F = np.array([[1 / 116, 1 / 500, 0, 16 / 116], [1 / 116, 0, 0, 16 / 116], [1 / 116, 0, -1 / 200, 16 / 116]])
-_RELATIVE_XYZ_TO_RGB = np.linalg.inv(_RGB_TO_XYZ) * _WHITE_D65
+LAB_TO_F = np.array([[1 / 116, 1 / 500, 0, 16 / 116], [1 / 116, 0, 0, 16 / 116], [1 / 116, 0, -1 / 200, 16 / 116]])
+RELATIVE_XYZ_TO_RGB = np.linalg.inv(_RGB_TO_XYZ) * _WHITE_D65
 # The least linear value that rounds to each level, and to none that there is. Powers would take four times as long; in
 # cells so small that none holds two of these, one look finds the level but for one.
-_LEAST_OF_LEVEL = np.append(_srgb_to_linear((np.arange(256) - 0.5) / 255.0), np.inf)
+LEAST_OF_LEVEL = np.append(_srgb_to_linear((np.arange(256) - 0.5) / 255.0), np.inf)
 _CELLS = 8192
-_LEVEL_OF_CELL = (np.searchsorted(_LEAST_OF_LEVEL, np.arange(_CELLS + 1) / _CELLS, side="right") - 1).astype(np.uint8)
+_LEVEL_OF_CELL = (np.searchsorted(LEAST_OF_LEVEL, np.arange(_CELLS + 1) / _CELLS, side="right") - 1).astype(np.uint8)
 _L_SCALE, _AB_SCALE = 50.0, 128.0
 _F_TO_NORMALIZED = (_F_TO_LAB / [[_L_SCALE], [_AB_SCALE], [_AB_SCALE]] - [[0, 0, 0, 1], [0] * 4, [0] * 4]).astype(
     np.float32
@@ -49,13 +50,13 @@ _F_TO_NORMALIZED = (_F_TO_LAB / [[_L_SCALE], [_AB_SCALE], [_AB_SCALE]] - [[0, 0,
 def _relative_xyz(rgb: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """uint8 [..., 3] to float32 [1, pixels, rows of the matrix], or without the last axis where that is 1."""
     pixels = np.ascontiguousarray(rgb).reshape(1, -1, 3)  # what OpenCV takes for a picture
-    return cv2.transform(cv2.LUT(pixels, _LINEAR_OF_LEVEL), matrix)
+    return cv2.transform(cv2.LUT(pixels, LINEAR_OF_LEVEL), matrix)
 
 
 def _f(t: np.ndarray) -> np.ndarray:
     """The CIE function: a cube root with a straight line near black."""
     f = np.cbrt(t)
-    np.copyto(f, cv2.addWeighted(t, _SLOPE, t, 0, _OFFSET), where=t <= _EPSILON)  # 20 % faster than `np.where`
+    np.copyto(f, cv2.addWeighted(t, SLOPE, t, 0, OFFSET), where=t <= EPSILON)  # 20 % faster than `np.where`
     return f
 
 
@@ -77,7 +78,7 @@ def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
         ValueError: another dtype or another number of channels.
     """
     _check_rgb(rgb)
-    f = _f(_relative_xyz(rgb, _RGB_TO_RELATIVE_XYZ))
+    f = _f(_relative_xyz(rgb, RGB_TO_RELATIVE_XYZ))
     return cv2.transform(f, _F_TO_LAB).reshape(rgb.shape)
 
 
@@ -94,7 +95,7 @@ def rgb_to_normalized(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ValueError: another dtype or another number of channels.
     """
     _check_rgb(rgb)
-    f = _f(_relative_xyz(rgb, _RGB_TO_RELATIVE_XYZ))
+    f = _f(_relative_xyz(rgb, RGB_TO_RELATIVE_XYZ))
     # Plane by plane: OpenCV takes ten times as long for two channels of three.
     lightness, a, b = (cv2.transform(f, row[None]) for row in _F_TO_NORMALIZED)
     return lightness.reshape(*rgb.shape[:-1], 1), cv2.merge([a, b]).reshape(*rgb.shape[:-1], 2)
@@ -122,7 +123,7 @@ def rgb_to_normalized_l(rgb: np.ndarray) -> np.ndarray:
 
 def _lightness(rgb: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     _check_rgb(rgb)
-    f = _f(_relative_xyz(rgb, _RGB_TO_RELATIVE_XYZ[1:2]))
+    f = _f(_relative_xyz(rgb, RGB_TO_RELATIVE_XYZ[1:2]))
     _, scale, _, offset = matrix[0]
     f *= scale
     f += offset
@@ -143,13 +144,13 @@ def lab_to_rgb(lab: np.ndarray) -> np.ndarray:
     """
     if not np.issubdtype(lab.dtype, np.floating) or lab.ndim < 1 or lab.shape[-1] != 3:
         raise ValueError(f"expected floating [..., 3], got {lab.dtype} {list(lab.shape)}")
-    f = cv2.transform(lab.reshape(1, -1, 3).astype(np.float64), _LAB_TO_F)
+    f = cv2.transform(lab.reshape(1, -1, 3).astype(np.float64), LAB_TO_F)
     np.maximum(f[..., 2], 0.0, out=f[..., 2])
     xyz = f * f * f
-    np.copyto(xyz, (f - _OFFSET) / _SLOPE, where=f <= 0.2068966)
-    linear = np.clip(cv2.transform(xyz, _RELATIVE_XYZ_TO_RGB), 0.0, 1.0)
+    np.copyto(xyz, (f - OFFSET) / SLOPE, where=f <= LEAST_F)
+    linear = np.clip(cv2.transform(xyz, RELATIVE_XYZ_TO_RGB), 0.0, 1.0)
     level = _LEVEL_OF_CELL[(linear * _CELLS).astype(np.intp)]
-    level += linear >= _LEAST_OF_LEVEL[level + np.intp(1)]
+    level += linear >= LEAST_OF_LEVEL[level + np.intp(1)]
     return level.reshape(lab.shape)
 
 

@@ -1,12 +1,13 @@
-"""L*a*b* to sRGB inside TensorFlow graphs; the only module that knows tensorflow-io.
+"""sRGB and L*a*b* inside TensorFlow graphs, of plain operations only; the only module that knows tensorflow-io.
 
 tensorflow-io is built for an older TensorFlow, so its compiled plugins do not load and it warns of that; its color ops
-are plain TensorFlow and exact. It has no build for Python 3.13, where the NumPy conversion takes their place.
+are plain TensorFlow and exact. It has no build for Python 3.13, where the steps of `pipeline.color` take their place.
 """
 
 import sys
 import warnings
 
+import numpy as np
 import tensorflow as tf
 
 from pipeline import color
@@ -29,10 +30,35 @@ def lab_to_rgb(lab: tf.Tensor) -> tf.Tensor:
         uint8 of the same shape.
     """
     if tfio is None:
-        rgb = tf.numpy_function(color.lab_to_rgb, [lab], tf.uint8, stateful=False)
-        return tf.ensure_shape(rgb, lab.shape)
+        return _lab_to_rgb(lab)
     rgb = tfio.experimental.color.lab_to_rgb(lab)  # float32, out of [0, 1] where the color is out of sRGB
     return tf.cast(tf.round(tf.clip_by_value(rgb, 0.0, 1.0) * 255.0), tf.uint8)
+
+
+def _lab_to_rgb(lab: tf.Tensor) -> tf.Tensor:
+    """The same without tensorflow-io."""
+    f = tf.tensordot(lab, tf.constant(color.LAB_TO_F[:, :3].T, tf.float32), 1) + color.LAB_TO_F[:, 3]
+    f = tf.maximum(f, [-np.inf, -np.inf, 0.0])
+    xyz = tf.where(f > color.LEAST_F, f * f * f, (f - color.OFFSET) / color.SLOPE)
+    linear = tf.tensordot(xyz, tf.constant(color.RELATIVE_XYZ_TO_RGB.T, tf.float32), 1)
+    least = tf.constant(color.LEAST_OF_LEVEL[1:-1], tf.float32)
+    level = tf.searchsorted(least, tf.reshape(linear, [-1]), side="right")
+    return tf.ensure_shape(tf.cast(tf.reshape(level, tf.shape(lab)), tf.uint8), lab.shape)
+
+
+def rgb_to_l(rgb: tf.Tensor) -> tf.Tensor:
+    """The lightness of sRGB.
+
+    Args:
+        rgb: uint8 [..., 3].
+
+    Returns:
+        float32 [..., 1]: L in [0, 100].
+    """
+    linear = tf.gather(color.LINEAR_OF_LEVEL, tf.cast(rgb, tf.int32))
+    luminance = tf.tensordot(linear, color.RGB_TO_RELATIVE_XYZ[1:2].T, 1)
+    f = tf.where(luminance > color.EPSILON, luminance ** (1 / 3), color.SLOPE * luminance + color.OFFSET)
+    return 116.0 * f - 16.0
 
 
 def normalized_to_rgb(l_normalized: tf.Tensor, ab_normalized: tf.Tensor) -> tf.Tensor:

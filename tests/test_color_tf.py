@@ -6,10 +6,10 @@ import tensorflow as tf
 from pipeline import color, color_tf
 
 
-@pytest.fixture(params=["tensorflow-io", "numpy"])
+@pytest.fixture(params=["tensorflow-io", "own"])
 def conversion(request, monkeypatch):
     """Both ways that there are: that of Python 3.13, which has no tensorflow-io, is tried on every Python."""
-    if request.param == "numpy":
+    if request.param == "own":
         monkeypatch.setattr(color_tf, "tfio", None)
     elif color_tf.tfio is None:
         pytest.skip("tensorflow-io has no build for this Python")
@@ -37,3 +37,10 @@ def test_clips_as_numpy_does(conversion):
 def test_joins_normalized_tensors(conversion):
     gray = color_tf.normalized_to_rgb(tf.zeros([2, 4, 4, 1]), tf.zeros([2, 4, 4, 2]))
     np.testing.assert_array_equal(gray, np.full((2, 4, 4, 3), 119, np.uint8))  # L = 50
+
+
+def test_lightness_equals_numpys():
+    """Of all grays, and of other colors."""
+    rgb = np.concatenate([np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1), skimage.data.coffee()[100]])
+    found = tf.function(color_tf.rgb_to_l)(tf.constant(rgb))
+    np.testing.assert_allclose(found[..., 0], color.rgb_to_l(rgb), atol=2e-5)
