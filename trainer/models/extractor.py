@@ -63,7 +63,8 @@ class Extractor:
 
     def __call__(self, l_299: tf.Tensor) -> tf.Tensor:
         """The scores of pictures: float32 [B, 299, 299, 3] in [-1, 1] to [B, classes], without a gradient."""
-        return tf.stop_gradient(tf.cast(self.model(l_299, training=False), tf.float32))
+        # In Keras's operations, which take what a Keras model is made of as well.
+        return keras.ops.stop_gradient(keras.ops.cast(self.model(l_299, training=False), "float32"))
 
     @functools.cached_property
     def fingerprint(self) -> str:

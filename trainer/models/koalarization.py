@@ -91,8 +91,7 @@ class Fusion(layers.Layer):
     def call(self, inputs: list[tf.Tensor]) -> tf.Tensor:
         """[B, H, W, C] and [B, F] to [B, H, W, C + F]."""
         feature_map, features = inputs
-        batch, height, width, _ = keras.ops.shape(feature_map)
-        spread = keras.ops.broadcast_to(features[:, None, None, :], (batch, height, width, features.shape[-1]))
+        spread = features[:, None, None, :] + keras.ops.zeros_like(feature_map[..., :1])  # whatever its size is
         return keras.ops.concatenate([feature_map, spread], axis=-1)
 
     def compute_output_shape(self, input_shape: list[tuple[int | None, ...]]) -> tuple[int | None, ...]:
