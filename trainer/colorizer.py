@@ -46,8 +46,7 @@ class Colorizer(abc.ABC):
 
     def __init__(self, model: ColorModel, resize_mode: ResizeMode, saturation: float = 1.0):
         self._model = model
-        # A model trained on squares cut from pictures is shown the whole of one: what was cut off needs color too.
-        self._resize_mode = ResizeMode.STRETCH if resize_mode is ResizeMode.CROP else resize_mode
+        self._resize_mode = whole(resize_mode)
         self._saturation = saturation
 
     @abc.abstractmethod
@@ -107,9 +106,10 @@ class FixedSizeColorizer(Colorizer):
     def predict(self, batch: Sequence[Prepared]) -> list[np.ndarray]:
         """All pictures in one call: float32, without what a picture was padded with."""
         inputs = {name: tf.stack([getattr(each, name) for each in batch]) for name in ("l_224", "l_299")}
-        return [self._unpad(ab, *each.rgb.shape[:2]) for ab, each in zip(self._ab(inputs).numpy(), batch, strict=True)]
+        return [self.unpad(ab, *each.rgb.shape[:2]) for ab, each in zip(self._ab(inputs).numpy(), batch, strict=True)]
 
-    def _unpad(self, ab: np.ndarray, height: int, width: int) -> np.ndarray:
+    def unpad(self, ab: np.ndarray, height: int, width: int) -> np.ndarray:
+        """What the network predicted, [224, 224, 2], without what a picture of this size was padded with."""
         return ab[image.window(height, width, tensors.ENCODER_SIZE, self._resize_mode)]
 
 
@@ -147,6 +147,14 @@ class NativeSizeColorizer(Colorizer):
         """A tile's rows or columns, and those on both sides that its colors depend on."""
         assert self._model.margin is not None
         return slice(max(0, start - self._model.margin), min(size, start + _TILE + self._model.margin))
+
+
+def whole(mode: ResizeMode) -> ResizeMode:
+    """How a picture is shown to a model, by how pictures became square in its dataset.
+
+    One trained on squares cut from pictures is shown the whole of one: what was cut off needs color too.
+    """
+    return ResizeMode.STRETCH if mode is ResizeMode.CROP else mode
 
 
 def load(work_dir: str, saturation: float = 1.0, native_size: bool = False) -> Colorizer:

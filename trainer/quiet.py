@@ -1,4 +1,4 @@
-"""Keeps what TensorFlow prints while it is loaded from the user: none of it is an error, and none can be acted on."""
+"""Keeps what TensorFlow prints while it loads itself or a model from the user: none is an error, or can be mended."""
 
 import contextlib
 import os
@@ -8,7 +8,11 @@ import tempfile
 from collections.abc import Iterator
 
 # TensorFlow writes these before its log level is in force; cuInit "fails" on every machine without a GPU.
-_NOISE = re.compile(rb"^(WARNING: All log messages before absl|I0000 |W0000 |E0000 .*cuInit|To enable the following)")
+# oneDNN says of each process's first uint8 that another implementation takes it.
+_NOISE = re.compile(
+    rb"^(WARNING: All log messages before absl|I0000 |W0000 |E0000 .*cuInit|E0000 .*oneDNN supports DT_UINT8 only|"
+    rb"To enable the following)"
+)
 
 
 @contextlib.contextmanager
