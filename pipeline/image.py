@@ -215,3 +215,10 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         image = np.rint(image).astype(dtype) if dtype == np.uint8 else image
     return image
+
+
+def encode_png(rgb: np.ndarray) -> bytes:
+    """The bytes of a PNG file of a picture, uint8 [height, width, 3], and of nothing else."""
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, format="PNG")
+    return buffer.getvalue()

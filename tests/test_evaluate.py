@@ -83,7 +83,7 @@ def test_what_was_there_is_gone_before_other_files_take_its_place(run, compact_d
     def fail(rgb):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "_png", fail)
+    monkeypatch.setattr(image, "encode_png", fail)
     assert call(run, f"--data={compact_dataset.directory}") == 130
     assert not (run / "evaluation/metrics.json").exists()
 

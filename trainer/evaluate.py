@@ -12,7 +12,6 @@ true): the best, the worst and random ones.
 import dataclasses
 import hashlib
 import heapq
-import io
 import json
 import logging
 import os
@@ -21,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from PIL import Image
 from tqdm import tqdm
 
 from pipeline import cli, files, image, reader, tensors
@@ -204,7 +202,7 @@ def _write(
     for kind in Selection.KINDS:
         for number, measured in enumerate(selection.of(kind)):
             name = f"{kind}-{number}.png"
-            files.write(os.path.join(folder, name), _png(measured.pictures))
+            files.write(os.path.join(folder, name), image.encode_png(measured.pictures))
             shown.append({"kind": kind, "file": name, **measured.to_dict()})
     files.write(os.path.join(folder, PICTURES), b"".join(json.dumps(row.to_dict()).encode() + b"\n" for row in rows))
     found = {
@@ -213,12 +211,6 @@ def _write(
     content = {"step": step, "protocol": protocol, "figures": found, "shown": shown}
     files.write(os.path.join(folder, METRICS), json.dumps(content, indent=1).encode())
     _LOGGER.info("written to %s", folder)
-
-
-def _png(rgb: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 if __name__ == "__main__":
