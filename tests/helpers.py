@@ -15,6 +15,8 @@ from tensorboard.backend.event_processing import event_file_loader
 from trainer import loop
 from trainer.models.base import ColorModel
 from trainer.models.koalarization import Koalarization
+from trainer.study import manifest
+from trainer.study.manifest import Pair, Study
 
 
 class ToyModel(ColorModel):
@@ -150,3 +152,14 @@ def write_video(path, frames, codec="libx264", sound=None, times=None, rotation=
                 output.mux(streams[-1].encode(frame))
         for stream in streams:
             output.mux(stream.encode(None))
+
+
+def write_study(folder, count):
+    """A study of noise, without a model."""
+    names = [f"{number:032x}.png" for number in range(2 * count)]
+    (folder / manifest.PICTURES).mkdir(parents=True)
+    for number, name in enumerate(names):
+        (folder / manifest.PICTURES / name).write_bytes(encoded(noise(30, 40, number)))
+    pairs = [Pair(f"{number}.jpg", *names[2 * number : 2 * number + 2]) for number in range(count)]
+    manifest.save(str(folder), study := Study(7, 1, tuple(pairs)))
+    return study
