@@ -1,11 +1,12 @@
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.study.dealing import deal
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**63 - 1), st.integers(1, 50), st.integers(1, 12))
 def test_half_are_predicted_and_all_versions_are_dealt_as_often(seed, count, pairs):
     dealt = Counter()

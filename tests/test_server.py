@@ -36,10 +36,19 @@ def kept(tmp_path, study):
 def address(tmp_path, study, kept):
     """Where the study is served."""
     listening = server._listen(server.create_app(str(tmp_path), study, kept), "127.0.0.1", 0)
-    threading.Thread(target=listening.run, daemon=True).start()
+    ended = threading.Event()
+
+    def run():
+        while not ended.is_set():  # its own loop cannot be ended from outside
+            listening.asyncore.loop(timeout=0.02, map=listening._map, count=1)
+
+    thread = threading.Thread(target=run)
+    thread.start()
     yield f"http://127.0.0.1:{listening.effective_port}"
-    listening.trigger.pull_trigger(listening.close)  # in its own thread, which may be waiting for what it closes
     listening.task_dispatcher.shutdown()
+    ended.set()
+    thread.join()
+    listening.close()
 
 
 class Participant:
