@@ -12,7 +12,7 @@ function preload() {
   }
 }
 
-// It fails where pictures are turned off; the time then counts from when the page was read.
+// Where no picture comes, time counts from when the page was read.
 document.querySelector("img").decode().then(() => {
   seen = performance.now();
   preload();
