@@ -53,7 +53,7 @@ setup(
     version="0.1.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["pipeline*", "beam_jobs*", "trainer*", "configs*"]),
-    package_data={"trainer": ["*.html"]},
+    package_data={"trainer": ["*.html"], "trainer.study": ["templates/*", "static/*"]},
     install_requires=CORE,
     extras_require={
         "worker": WORKER,

@@ -6,6 +6,7 @@ import functools
 import io
 import os
 import re
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -182,7 +183,7 @@ def make_folder(path: str) -> None:
     Raises:
         UserError: it cannot be made.
     """
-    try:
+    with _creating(path):
         if "://" not in path:
             os.makedirs(path or ".", exist_ok=True)
             return
@@ -190,8 +191,14 @@ def make_folder(path: str) -> None:
 
         with _os_errors(path):
             tf.io.gfile.makedirs(path)
+
+
+@contextlib.contextmanager
+def _creating(folder: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise UserError(f"folder {path} cannot be created: {one_line(error)}; name another") from error
+        raise UserError(f"folder {folder} cannot be created: {one_line(error)}; name another") from error
 
 
 def write(path: str, content: bytes) -> None:
@@ -250,6 +257,27 @@ def _put(temporary: str, path: str) -> None:
             tf.io.gfile.copy(temporary, path, overwrite=True)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {one_line(error)}; make room there, or name another") from error
+
+
+@contextlib.contextmanager
+def folder_aside(path: str) -> Iterator[str]:
+    """A new local folder, which gets its name, or takes the place of an empty one, at the end of the block.
+
+    Whoever finds the name finds all of it, and a block that fails leaves nothing behind.
+
+    Raises:
+        UserError: it cannot be made or renamed.
+    """
+    path = os.path.realpath(path)
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    with _creating(path):
+        os.makedirs(temporary)
+    try:
+        yield temporary
+        with _creating(path):
+            os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove(path: str) -> None:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import tensorflow as tf
 
@@ -83,3 +85,50 @@ def test_a_path_that_stands_for_nothing(tree, path):
     (tree / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no file|cannot be listed"):
         files.find(f"{tree}{path}")
+
+
+def test_a_file_or_folder_made_aside_has_its_name_at_the_end(tmp_path):
+    with files.aside(str(tmp_path / "file")) as temporary:
+        Path(temporary).write_text("all of it")
+        assert not (tmp_path / "file").exists()
+    assert (tmp_path / "file").read_text() == "all of it"
+    (tmp_path / "folder").mkdir()  # an empty one is as good as none
+    with files.folder_aside(str(tmp_path / "folder")) as temporary:
+        Path(temporary, "inner").write_text("all of it")
+    assert (tmp_path / "folder/inner").read_text() == "all of it"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("aside", [files.aside, files.folder_aside])
+def test_what_fails_aside_leaves_nothing(tmp_path, aside):
+    def fail():
+        with aside(str(tmp_path / "name")) as temporary:
+            if aside is files.aside:
+                Path(temporary).write_text("half of it")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("aside", [files.aside, files.folder_aside])
+def test_a_place_that_cannot_be_had_is_named(tmp_path, aside):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/by").write_text("another")
+
+    def take():
+        with aside(str(tmp_path / "taken")) as temporary:
+            if aside is files.aside:
+                Path(temporary).write_text("mine")
+
+    with pytest.raises(UserError, match="taken cannot be (written|created): .*; .*name another"):
+        take()
+    assert [path.name for path in tmp_path.rglob("*")] == ["taken", "by"]
+
+
+def test_a_remote_file_made_aside(tmp_path):
+    with files.aside(f"file://{tmp_path}/file") as temporary:
+        Path(temporary).write_text("all of it")
+        assert not (tmp_path / "file").exists()
+    assert (tmp_path / "file").read_text() == "all of it"

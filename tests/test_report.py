@@ -141,4 +141,4 @@ def test_no_run(tmp_path, capsys):
 def test_without_what_draws(evaluated, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert call(evaluated) == 1
-    assert "the report needs jinja2: pip install 'koalarization[report]'" in capsys.readouterr().err
+    assert "the report needs jinja2; install koalarization[report]" in capsys.readouterr().err

@@ -191,7 +191,7 @@ class TestMistakes:
     def test_a_folder_that_cannot_be_made(self, capsys, run, tmp_path):
         (tmp_path / "file").write_bytes(b"")
         line = self.error(capsys, 1, "make", f"--workdir={run}", f"--output={tmp_path}/file/S", "a.png")
-        assert f"--output={tmp_path}/file/S cannot be written: " in line
+        assert f"folder {tmp_path}/file/S cannot be created: " in line
 
     def test_no_run(self, capsys, tmp_path):
         line = self.error(capsys, 1, "make", f"--workdir={tmp_path}", f"--output={tmp_path}/S", "a.png")

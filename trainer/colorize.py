@@ -109,7 +109,7 @@ def _video() -> ModuleType:
     try:
         from trainer import video
     except ModuleNotFoundError as error:
-        raise UserError("videos need PyAV, which is not installed: pip install 'koalarization[video]'") from error
+        raise UserError("videos need PyAV; install koalarization[video]") from error
     return video
 
 

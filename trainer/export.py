@@ -14,20 +14,16 @@ Each was read again and colorized a picture as trainer.colorize does, but for ro
 
 import contextlib
 import importlib.util
-import io
 import json
 import logging
 import os
-import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
-from PIL import Image
 
 from pipeline import cli, color, files, image
 from pipeline.errors import UserError, one_line
@@ -127,15 +123,8 @@ def _aside(output: str) -> Iterator[str]:
             yield folder
             _upload(folder, output)
         return
-    target = os.path.realpath(output)
-    folder = f"{target}.{uuid.uuid4().hex}.tmp"
-    files.make_folder(folder)
-    try:
+    with files.folder_aside(output) as folder:
         yield folder
-        with writing(f"--output={output}"):
-            os.rename(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _upload(folder: str, output: str) -> None:
@@ -205,11 +194,10 @@ def _write_saved_model(server: Server, path: str, sample: _Sample) -> np.ndarray
         tf.saved_model.save(
             server, path, signatures={"serving_default": server.colorize, "lightness": server.colorize_lightness}
         )
-    buffer = io.BytesIO()
-    Image.fromarray(sample.rgb).save(buffer, format="PNG")
+    data = image.encode_png(sample.rgb)
     with quiet_loading():
         signatures = tf.saved_model.load(path).signatures
-        (png,) = signatures["serving_default"](image_bytes=tf.constant([buffer.getvalue()]))["png_bytes"].numpy()
+        (png,) = signatures["serving_default"](image_bytes=tf.constant([data]))["png_bytes"].numpy()
         (rgb,) = signatures["lightness"](lightness=tf.constant(sample.lightness))["rgb"].numpy()
     return np.stack([image.decode(png), rgb])
 
@@ -230,7 +218,7 @@ def _write_keras(run: Trained, path: str, sample: _Sample) -> np.ndarray:
 def _write_onnx(server: Server, path: str, sample: _Sample) -> np.ndarray:
     """Writes it, reads it again, and colorizes."""
     if any(importlib.util.find_spec(name) is None for name in ("tf2onnx", "onnxruntime")):
-        raise _LeftOut("it needs tf2onnx and onnxruntime, as in pip install tf2onnx onnxruntime")
+        raise _LeftOut("it needs tf2onnx and onnxruntime; install koalarization[onnx]")
     import onnxruntime  # most installations have none
     import tf2onnx
 

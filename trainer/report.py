@@ -74,7 +74,7 @@ def report(work_dir: str) -> None:
         import jinja2
         import matplotlib  # noqa: F401  # for trainer.plots
     except ModuleNotFoundError as error:
-        raise UserError(f"the report needs {error.name}: pip install 'koalarization[report]'") from error
+        raise UserError(f"the report needs {error.name}; install koalarization[report]") from error
     config, dataset = workdir.load(work_dir)
     found = evaluate.load(work_dir)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)

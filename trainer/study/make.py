@@ -1,11 +1,8 @@
 """Makes a study: each picture in its own colors and in predicted ones, alike in all else."""
 
-import contextlib
 import logging
 import os
 import secrets
-import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -41,7 +38,8 @@ def make(work_dir: str, output: str, named: Sequence[str]) -> None:
     paths = list(dict.fromkeys(path for each in named for path, _ in files.find(each)))
     gray: list[str] = []
     failures: list[str] = []
-    with _aside(output) as folder:
+    with files.folder_aside(output) as folder:
+        files.make_folder(os.path.join(folder, PICTURES))
         run = trained.load(work_dir)
         colorizer = FixedSizeColorizer(run.model, run.dataset.resize_mode)
         pairs = []
@@ -64,25 +62,6 @@ def _check(output: str) -> None:
         raise UserError(f"--output={output} is remote, and answers need a local folder; name one")
     if os.path.lexists(output):
         raise UserError(f"--output={output} exists; name a folder that does not, or remove it with its answers")
-
-
-@contextlib.contextmanager
-def _aside(output: str) -> Iterator[str]:
-    """A folder that gets its final name when the block ends; a failure leaves nothing behind.
-
-    Raises:
-        UserError: it cannot be made, or renamed.
-    """
-    output = os.path.normpath(output)
-    temporary = f"{output}.{uuid.uuid4().hex}.tmp"
-    try:
-        os.makedirs(os.path.join(temporary, PICTURES))
-        yield temporary
-        os.rename(temporary, output)
-    except OSError as error:
-        raise UserError(f"--output={output} cannot be written: {one_line(error)}; name another") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _pictures(paths: Iterable[str], gray: list[str], failures: list[str]) -> Iterator[tuple[str, np.ndarray]]:
