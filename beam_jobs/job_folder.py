@@ -10,6 +10,7 @@ A dataset is read without it. Where it was deleted, a job makes every shard anew
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -29,10 +30,10 @@ class JobFolder:
 
     def __init__(self, output: str):
         self._output = output
-        self._folder = FileSystems.join(output, "job")
-        self._settings = FileSystems.join(self._folder, "settings.json")
-        self._reports = FileSystems.join(self._folder, "reports")
-        self.index = FileSystems.join(self._folder, "index")
+        self.folder = FileSystems.join(output, "job")
+        self._settings = FileSystems.join(self.folder, "settings.json")
+        self._reports = FileSystems.join(self.folder, "reports")
+        self.index = FileSystems.join(self.folder, "index")
 
     @contextlib.contextmanager
     def open(self, settings: dict[str, Any], overwrite: bool) -> Iterator[None]:
@@ -56,9 +57,9 @@ class JobFolder:
         Raises:
             UserError: another job works there.
         """
-        for folder in (self._output, self._folder, self._reports, self.index):
+        for folder in (self._output, self.folder, self._reports, self.index):
             storage.make_directory(folder)
-        with claim(self._folder):
+        with claim(self.folder):
             self._clean()
             try:
                 yield
@@ -69,7 +70,7 @@ class JobFolder:
             self._clean()
 
     def _clean(self) -> None:
-        for folder in (self._output, self._folder, self._reports, self.index):
+        for folder in (self._output, self.folder, self._reports, self.index):
             storage.delete_temporaries(folder)
 
     def check(self, settings: dict[str, Any]) -> None:
@@ -90,12 +91,40 @@ class JobFolder:
             "dataset with --overwrite"
         )
 
+    def resume(self, settings: dict[str, Any]) -> None:
+        """Goes on with what a job of the same settings left in the claimed output, or begins in an empty one.
+
+        Raises:
+            UserError: it holds what other settings have made, or nobody knows who.
+        """
+        before = self._read_settings()
+        if before == settings:
+            return
+        if before is not None:
+            difference = _difference(before, settings)
+            raise UserError(
+                f"--output={self._output} holds what another job made: {difference}; name another directory"
+            )
+        if others := sorted(storage.names(self._output) - {os.path.basename(self.folder)}):
+            raise UserError(
+                f"--output={self._output} holds {others[0]}, of which nothing says how it was made; name another "
+                "directory"
+            )
+        self._write_settings(settings)
+
+    def reported(self) -> set[str]:
+        """Of what there are reports."""
+        return {os.path.splitext(name)[0] for name in storage.names(self._reports)}
+
     def _prepare(self, settings: dict[str, Any], overwrite: bool) -> None:
         if self._read_settings() == settings:
             return
         if not overwrite:
             self.check(settings)
         self._delete(self._made())
+        self._write_settings(settings)
+
+    def _write_settings(self, settings: dict[str, Any]) -> None:
         with storage.create(self._settings) as file:
             file.write(json.dumps(settings, indent=1).encode())
 

@@ -78,7 +78,7 @@ def print_plan(
     Raises:
         UserError: the job would fail, for all that can be told.
     """
-    _check_inputs(inputs)
+    sources.check_inputs(inputs)
     if not overwrite:
         JobFolder(output).check(_settings(inputs, spec))
     found = plan.make_plan(inputs, spec)
@@ -111,7 +111,7 @@ def preprocess(
         UserError: an input that cannot be read, an output that holds another dataset or is being written by another
             job, too many rejected pictures, or none to write.
     """
-    _check_inputs(inputs)
+    sources.check_inputs(inputs)
     start = time.monotonic()
     settings = _settings(inputs, spec)
     names = {spec.partition.file_name(shard) for shard in spec.partition.shards()}
@@ -132,19 +132,9 @@ def preprocess(
     return result
 
 
-def _check_inputs(inputs: Sequence[sources.Source]) -> None:
-    sources.check_disjoint(inputs)
-    for source in inputs:
-        sources.check_readable(source)
-
-
 def _settings(inputs: Sequence[sources.Source], spec: DatasetSpec) -> dict[str, Any]:
-    """What decides over the bytes of a dataset; of an archive, when it was last written to as well."""
-    described = {}
-    for source in inputs:
-        is_file = "://" not in source.path and os.path.isfile(source.path)
-        described[str(source)] = storage.stat(source.path)._asdict() if is_file or sources.is_archive(source) else None
-    settings = {"schema_version": manifest.SCHEMA_VERSION, "sources": described, **spec.to_dict()}
+    """What decides over the bytes of a dataset."""
+    settings = {"schema_version": manifest.SCHEMA_VERSION, "sources": sources.describe(inputs), **spec.to_dict()}
     return json.loads(json.dumps(settings))  # as they are read back
 
 

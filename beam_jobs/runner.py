@@ -156,6 +156,7 @@ def run(
     progress: Callable[[], int],
     total: int,
     title: str,
+    unit: str = "shard",
 ) -> collections.Counter[str]:
     """Builds and runs a pipeline to its end.
 
@@ -165,6 +166,7 @@ def run(
         progress: counts the finished shards; called now and then from another thread.
         total: how many there will be.
         title: of the progress bar.
+        unit: what is counted.
 
     Returns:
         The job's own counters, by name.
@@ -174,7 +176,7 @@ def run(
     """
     name = options.view_as(StandardOptions).runner
     engine.limit_arenas()
-    with quiet(), _progress_bar(progress, total, title), tempfile.NamedTemporaryFile() as worker_log:
+    with quiet(), _progress_bar(progress, total, title, unit), tempfile.NamedTemporaryFile() as worker_log:
         try:
             pipeline = beam.Pipeline(engine.create(options, worker_log.name), options)
             build(pipeline)
@@ -216,15 +218,15 @@ def describe_speed(done: int, total: int, seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def _progress_bar(progress: Callable[[], int], total: int, title: str) -> Iterator[None]:
+def _progress_bar(progress: Callable[[], int], total: int, title: str, unit: str) -> Iterator[None]:
     """Shows finished shards while the block runs: a bar on a terminal, else a line now and then."""
     done = threading.Event()
-    with tqdm(total=total, unit="shard", desc=title, disable=None) as bar:
+    with tqdm(total=total, unit=unit, desc=title, disable=None) as bar:
 
         def watch() -> None:
             while not done.wait(_LOG_SECONDS if bar.disable else _POLL_SECONDS):
                 if bar.disable:
-                    _LOGGER.info("%s: %d of %d shards", title, progress(), total)
+                    _LOGGER.info("%s: %d of %d %ss", title, progress(), total, unit)
                 else:
                     bar.update(progress() - bar.n)
 

@@ -116,6 +116,27 @@ def parse_source(text: str) -> Source:
     return Source(kind, storage.absolute(path))
 
 
+def describe(inputs: Sequence[Source]) -> dict[str, dict[str, int] | None]:
+    """Sources by name; of a file, its size and when it was last written to."""
+    described: dict[str, dict[str, int] | None] = {}
+    for source in inputs:
+        is_file = "://" not in source.path and os.path.isfile(source.path)
+        described[str(source)] = storage.stat(source.path)._asdict() if is_file or is_archive(source) else None
+    return described
+
+
+def check_inputs(inputs: Sequence[Source]) -> None:
+    """Looks at all sources, before anything is spent on one.
+
+    Raises:
+        UsageError: one holds another.
+        UserError: as `check_readable`.
+    """
+    check_disjoint(inputs)
+    for source in inputs:
+        check_readable(source)
+
+
 def check_disjoint(inputs: Sequence[Source]) -> None:
     """Refuses sources of which one holds the other: their pictures would be found twice, under two names.
 

@@ -23,15 +23,19 @@ def _temporary(path: str) -> str:
 
 
 @contextlib.contextmanager
-def create(path: str) -> Iterator[BinaryIO]:
+def create(path: str, folder: str | None = None) -> Iterator[BinaryIO]:
     """Opens a file for writing under a temporary name and gives it its own when the block ends without an error.
 
     Whoever finds the final name finds the whole file; a block that fails leaves nothing behind.
 
+    Args:
+        path: of the file.
+        folder: for the temporary file, on the same file system; by default that of the file.
+
     Raises:
         UserError: it cannot be written.
     """
-    temporary = _temporary(path)
+    temporary = _temporary(path if folder is None else FileSystems.join(folder, "new"))
     try:
         with _open_new(temporary) as file:
             yield file

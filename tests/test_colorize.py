@@ -166,7 +166,7 @@ def test_transparency_stays(run, tmp_path, mode):
 
 def test_many_pictures_come_out_as_each_alone(run, tmp_path, monkeypatch):
     """Batches are full, or end before a picture that would be too much for memory."""
-    monkeypatch.setattr(pictures, "_PIXELS", 3000)
+    monkeypatch.setattr(pictures, "PIXELS", 3000)
     sizes = [(20, 30)] * 6 + [(60, 70), (1, 1)] + [(30, 20)] * 5
     paths = [tmp_path / f"{number}.png" for number in range(len(sizes))]
     for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):

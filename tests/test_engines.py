@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import encoded, noise
 from tests.test_preprocess import content
 
 ENGINES = Path(__file__).parent.parent / ".engines"
@@ -113,6 +114,38 @@ def test_the_same_features_on_every_engine(engine, few, embedded, tmp_path):
     assert result.returncode == 0, result.stderr
     assert content(data) == content(embedded)
     assert "Traceback" not in result.stderr
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(12):
+        (folder / f"{number}.jpg").write_bytes(encoded(noise(60, 80, number), "JPEG"))
+    (folder / "text.jpg").write_text("no picture")
+    return folder
+
+
+def colorized(run, photos, output, *engine):
+    """The files that the job writes, and what it says."""
+    command = [sys.executable, "-m", "beam_jobs.colorize", f"--workdir={run}", f"--source=images:{photos}"]
+    result = subprocess.run([*command, f"--output={output}", *engine], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    names = [*output.rglob("*.png"), output / "colorized.json", output / "rejects.jsonl"]
+    return {str(path.relative_to(output)): path.read_bytes() for path in names}, result.stderr
+
+
+@pytest.fixture(scope="module")
+def in_color(finished, photos, tmp_path_factory):
+    """Those of the embedded engine."""
+    return colorized(finished[0], photos, tmp_path_factory.mktemp("color") / "out")[0]
+
+
+def test_the_same_colors_on_every_engine(engine, finished, photos, in_color, tmp_path):
+    files, said = colorized(finished[0], photos, tmp_path / "out", *engine)
+    assert files == in_color
+    assert len(files) == 12 + 2
+    assert said.splitlines()[-1].startswith(f"{tmp_path}/out: 12 of 13 pictures in color; 1 rejected (1 not_an_image")
+    assert " images/s in " in said
 
 
 def test_a_user_s_mistake_in_a_worker_is_one_line(engine, pictures, tmp_path):

@@ -25,7 +25,6 @@ from trainer.colorizer import Colorizer
 from trainer.tasks import Outcome, Task, is_video, result_name
 
 _LOGGER = logging.getLogger("trainer.colorize")
-_MOST_SATURATION = 10
 DEFAULT_SMOOTHING = 0.8
 
 
@@ -34,13 +33,7 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "The directory of a training run.", flag_values=values)
     flags.DEFINE_string("output", None, "The directory for the colorized pictures.", flag_values=values)
-    flags.DEFINE_float(
-        "saturation", 1.0, "What colors are multiplied by: 1.3 makes timid ones bolder.", flag_values=values
-    )
-    flags.DEFINE_boolean(
-        "native_size", False, "Shows the network pictures in their own size in place of 224x224: finer borders of "
-        "colors, at a cost that grows with the picture.", flag_values=values,
-    )  # fmt: skip
+    colorizer.define_flags(values)
     flags.DEFINE_float(
         "smoothing", DEFAULT_SMOOTHING, "Of videos: how much of a thing's color is kept from the frame before; more of "
         "it is less flicker.", flag_values=values,
@@ -49,8 +42,7 @@ def main(argv: Sequence[str]) -> None:
     cli.require(values, "workdir", "output")
     if not named:
         raise UsageError("no picture is named: give files, folders or patterns after the options")
-    if not 0 < values.saturation <= _MOST_SATURATION:
-        raise UsageError(f"--saturation={values.saturation:g}; choose above 0, at most {_MOST_SATURATION}")
+    colorizer.check_flags(values)
     if not 0 <= values.smoothing < 1:
         raise UsageError(f"--smoothing={values.smoothing:g}; choose from 0, for none, to below 1")
     colorize(values.workdir, values.output, named, values.saturation, values.native_size, values.smoothing)

@@ -7,16 +7,19 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
+from absl import flags
 
 from pipeline import color, image, tensors
-from pipeline.errors import UserError
+from pipeline.errors import UsageError, UserError
 from pipeline.image import ResizeMode
 from trainer import trained
 from trainer.models.base import ColorModel
+from trainer.trained import Trained
 
 # Converted at a time: Lab takes 50 times the memory of the picture, and of so many pixels it stays in the cache.
 _STRIP_PIXELS = 1 << 14
 _TILE = 1024  # rows and columns that the network is shown at a time, besides those around them
+_MOST_SATURATION = 10
 _STRIDE = 8  # a network takes multiples of it
 
 
@@ -157,6 +160,27 @@ def whole(mode: ResizeMode) -> ResizeMode:
     return ResizeMode.STRETCH if mode is ResizeMode.CROP else mode
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """Adds the options of all programs that colorize."""
+    flags.DEFINE_float(
+        "saturation", 1.0, "What colors are multiplied by: 1.3 makes timid ones bolder.", flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "native_size", False, "Shows the network pictures in their own size in place of 224x224: finer borders of "
+        "colors, at a cost that grows with the picture.", flag_values=values,
+    )  # fmt: skip
+
+
+def check_flags(values: flags.FlagValues) -> None:
+    """Looks at the options that `define_flags` added.
+
+    Raises:
+        UsageError: one out of range.
+    """
+    if not 0 < values.saturation <= _MOST_SATURATION:
+        raise UsageError(f"--saturation={values.saturation:g}; choose above 0, at most {_MOST_SATURATION}")
+
+
 def load(work_dir: str, saturation: float = 1.0, native_size: bool = False) -> Colorizer:
     """Loads the last checkpoint of a run.
 
@@ -168,7 +192,15 @@ def load(work_dir: str, saturation: float = 1.0, native_size: bool = False) -> C
     Raises:
         UserError: there is no run, no checkpoint, or one that cannot be read; or its network takes one size only.
     """
-    run = trained.load(work_dir)
+    return create(trained.load(work_dir), saturation, native_size)
+
+
+def create(run: Trained, saturation: float, native_size: bool) -> Colorizer:
+    """Makes a colorizer of a run's model; the arguments are those of `load`.
+
+    Raises:
+        UserError: its network takes one size only.
+    """
     if native_size and run.model.margin is None:
         name = run.config.model.name
         raise UserError(f"--native_size: the network of model '{name}' takes one size only; leave it out")

@@ -5,7 +5,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -19,8 +19,10 @@ from trainer.tasks import SOFTWARE, Outcome, Task, is_gray
 
 BATCH = 8
 # Of a batch, unless a picture alone has more: three batches are in memory at a time.
-_PIXELS = 32 << 20
+PIXELS = 32 << 20
 _OPEN = 2 * BATCH  # files that are read ahead
+_GRAY = "the model knew no color"
+_HEAD_BYTES = 1024
 _COMPRESSION = 1  # of PNG, from 0 to 9: 6 takes five times as long, and makes photographs no smaller
 
 
@@ -78,7 +80,7 @@ class _Flow:
         for opened in map_ahead(self._pool, self._open, tasks, _OPEN):
             if opened is None:
                 continue
-            if len(batch) == BATCH or (batch and sum(each.pixels for each in batch) + opened.pixels > _PIXELS):
+            if len(batch) == BATCH or (batch and sum(each.pixels for each in batch) + opened.pixels > PIXELS):
                 yield batch
                 batch = []
             batch.append(opened)
@@ -109,7 +111,7 @@ class _Flow:
         task, picture = decoded.task, decoded.picture
         with self._naming(task.path):
             rgb = self._colorizer.join(picture.rgb, ab)
-            files.write(task.target, _png(rgb, picture.alpha))
+            files.write(task.target, encode(rgb, picture.alpha, is_gray(ab)))
             if is_gray(ab):
                 self.outcome.gray.add(task.path)
             self._done()
@@ -123,19 +125,50 @@ class _Flow:
         self._done()
 
 
-def _png(rgb: np.ndarray, alpha: np.ndarray | None) -> bytes:
+def encode(rgb: np.ndarray, alpha: np.ndarray | None, is_gray: bool) -> bytes:
+    """The PNG file of a result, which says that it is one.
+
+    Args:
+        rgb: uint8 [height, width, 3].
+        alpha: uint8 [height, width]; None where nothing shows through.
+        is_gray: whether the model knew no color; the file says so, too.
+    """
     buffer, origin = io.BytesIO(), PngInfo()
     origin.add_text("Software", SOFTWARE)
+    if is_gray:
+        origin.add_text("Comment", _GRAY)
     Image.fromarray(rgb if alpha is None else np.dstack([rgb, alpha])).save(
         buffer, format="PNG", pnginfo=origin, compress_level=_COMPRESSION
     )
     return buffer.getvalue()
 
 
-def is_result(path: str) -> bool:
-    """Whether a file, which exists, was written by `colorize`."""
+class Result(NamedTuple):
+    """What a file says that `encode` made: whether the model knew no color."""
+
+    is_gray: bool
+
+
+def read_result(file: BinaryIO) -> Result | None:
+    """Reads the beginning of a file, 1 kB at most; None where it is none that `encode` made.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    head = io.BytesIO(file.read(_HEAD_BYTES))
     try:
-        with files.open_binary(path) as file, Image.open(file, formats=("PNG",)) as before:
-            return before.info.get("Software") == SOFTWARE
-    except (OSError, SyntaxError, ValueError):  # whatever it is, it is not
-        return False
+        with Image.open(head, formats=("PNG",)) as picture:
+            texts = picture.info
+    except (OSError, SyntaxError, ValueError):  # whatever it is
+        return None
+    return Result(texts.get("Comment") == _GRAY) if texts.get("Software") == SOFTWARE else None
+
+
+def is_result(path: str) -> bool:
+    """Whether a file, which exists, was written by `colorize`.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with files.open_binary(path) as file:
+        return read_result(file) is not None

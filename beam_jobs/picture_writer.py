@@ -1,0 +1,313 @@
+"""References to pictures in color: what is missing is read, shown to a trained model by batches, written as PNGs."""
+
+import dataclasses
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
+
+import apache_beam as beam
+import cv2
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.ml.inference.base import ModelHandler
+from apache_beam.pvalue import TaggedOutput
+
+from beam_jobs import blocks, counters, storage
+from beam_jobs.blocks import Block
+from beam_jobs.job_folder import JobFolder
+from beam_jobs.read_ahead import read_ahead
+from beam_jobs.shard_writer import Reject
+from beam_jobs.sidecar_writer import configure_devices
+from beam_jobs.sources import ImageRef
+from pipeline import image
+from pipeline.errors import UserError, one_line
+from pipeline.image import Picture
+from pipeline.rejects import Reason, RejectedImage
+from pipeline.shards import Partition
+from trainer import colorizer, pictures, trained, workdir
+from trainer.colorizer import Colorizer
+from trainer.pictures import BATCH, PIXELS, Result
+from trainer.tasks import is_gray
+
+PARTS = 1000  # that a collection is dealt to: what a worker takes at a time
+PARTITION = Partition(0, 0.0, PARTS, 1)
+_LOOKERS = 16  # threads: storage takes some 30 ms to say whether there is a file
+_LONGEST_NAME = 180  # bytes of a file or folder; systems allow 255, of which what is written aside needs some
+Count = tuple[tuple[str, str], int]  # of pictures, by their source and what became of them
+LISTED, COLORIZED = "listed", "colorized"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What decides over a picture's colors: a run, the step of its checkpoint, and options of `colorizer.load`."""
+
+    work_dir: str
+    step: int
+    saturation: float
+    native_size: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON values."""
+        return dataclasses.asdict(self)
+
+
+def recipe(work_dir: str, saturation: float, native_size: bool) -> Recipe:
+    """That of the last checkpoint of a run.
+
+    Raises:
+        UserError: as `colorizer.load`.
+    """
+    run = trained.load(work_dir)
+    colorizer.create(run, saturation, native_size)  # whether it can be done
+    return Recipe(work_dir, run.step, saturation, native_size)
+
+
+def part_name(number: int) -> str:
+    """The name of a part's report."""
+    return f"part-{number:05d}-of-{PARTS:05d}"
+
+
+def target_name(key: str) -> str:
+    """The path of a picture's result below the output: no two keys have the same, and none leads elsewhere."""
+    return "/".join(map(_component, f"{key}.png".split("/")))
+
+
+def _component(name: str) -> str:
+    """A part of a key as the name of a file or folder."""
+    escaped = re.sub(r"%|^\.*$", lambda found: "".join(f"%{ord(letter):02X}" for letter in found[0]) or "%", name)
+    if len(escaped.encode()) <= _LONGEST_NAME:
+        return escaped
+    digest = hashlib.blake2b(escaped.encode(), digest_size=16).hexdigest()
+    begin = escaped.encode()[: _LONGEST_NAME - 2 * 16 - 5].decode(errors="ignore")
+    return f"{begin}%{digest}{os.path.splitext(escaped)[1][:4]}"
+
+
+class Decoded(NamedTuple):
+    """Pictures for one call of a model, by key."""
+
+    keys: list[str]
+    pictures: list[Picture]
+
+
+class Colored(NamedTuple):
+    """PNGs by key, and whether the model knew no color for each."""
+
+    keys: list[str]
+    results: list[bytes]
+    gray: list[bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class PartReport:
+    """Which pictures of a part could not be read; `pictures` is a digest of the references to all of it."""
+
+    pictures: str
+    rejects: list[Reject]
+
+
+class FindPictures(beam.DoFn):
+    """(part, blocks of references) to what is missing of the part's pictures, decoded.
+
+    Pictures go by eights, in the order of their keys; if one of them is missing, all are made anew. So a model is shown
+    the same batches, and the last digits are the same, whether a job was killed or not.
+    """
+
+    COUNTS, GRAY, REPORTS = "counts", "gray", "reports"
+
+    def __init__(self, output: str):
+        self._output = output
+        self._job = JobFolder(output)
+
+    def setup(self) -> None:
+        """Called once in each worker."""
+        cv2.setNumThreads(1)  # the runner's workers already share out the cores
+
+    def process(
+        self, element: tuple[tuple[str, int], Iterable[Block]]
+    ) -> Iterator[
+        Decoded
+        | TaggedOutput[Literal["counts"], Count]
+        | TaggedOutput[Literal["gray"], str]
+        | TaggedOutput[Literal["reports"], str]
+    ]:
+        """Reads what is missing, and reports what cannot be read."""
+        name, refs = part_name(element[0][1]), [ref for block in element[1] for ref in blocks.unpack(block)]
+        refs.sort(key=lambda ref: (ref.key, ref.path, ref.offset))
+        digest = _digest(refs)
+        report = self._job.read_report(name, PartReport)
+        known = report.rejects if report is not None and report.pictures == digest else []
+        unique, rejects = _unique(refs)
+        missing, standing, gray = self._look(unique, {reject.key for reject in known})
+        rejects += [reject for reject in known if reject.key not in {ref.key for ref in missing}]
+        yield from self._read(missing, rejects)
+        rejects.sort(key=lambda reject: (reject.key, reject.path))
+        self._job.write_report(name, PartReport(digest, rejects))
+        for source, number in Counter(ref.source for ref in standing).items():
+            yield TaggedOutput(self.COUNTS, ((source, COLORIZED), number))
+        for reject in rejects:
+            counters.count(f"rejected_{reject.reason.value}")
+            yield TaggedOutput(self.COUNTS, ((reject.source, reject.reason.value), 1))
+        for key in gray:
+            yield TaggedOutput(self.GRAY, key)
+        if rejects:
+            yield TaggedOutput(self.REPORTS, name)
+
+    def _look(self, refs: Sequence[ImageRef], rejected: set[str]) -> tuple[list[ImageRef], list[ImageRef], list[str]]:
+        """Which are missing, with their neighbors; the others; and the keys of those of the others that are gray."""
+        missing: list[ImageRef] = []
+        standing: list[ImageRef] = []
+        gray: list[str] = []
+        with ThreadPoolExecutor(_LOOKERS) as pool:
+            results = dict(zip((ref.key for ref in refs), pool.map(self._result, refs), strict=True))
+        for eight in _eights(refs):
+            if any(results[ref.key] is None and ref.key not in rejected for ref in eight):
+                missing += eight
+                continue
+            there = [ref for ref in eight if ref.key not in rejected]
+            standing += there
+            gray += [ref.key for ref in there if (result := results[ref.key]) is not None and result.is_gray]
+        return missing, standing, gray
+
+    def _result(self, ref: ImageRef) -> Result | None:
+        path = FileSystems.join(self._output, target_name(ref.key))
+        try:
+            with storage.open_binary(path) as file:
+                return pictures.read_result(file)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {one_line(error)}; start the job again") from error
+
+    def _read(self, refs: Sequence[ImageRef], rejects: list[Reject]) -> Iterator[Decoded]:
+        """Decodes pictures into batches of no more than eight, nor more pixels than there is memory for."""
+        last = {eight[-1].key for eight in _eights(refs)}
+        batch, held = Decoded([], []), 0
+        for ref, data in read_ahead(refs):
+            try:
+                picture = _decode(data)
+            except RejectedImage as error:
+                rejects.append(_reject(ref, error))
+            else:
+                size = picture.rgb.shape[0] * picture.rgb.shape[1]
+                if batch.keys and held + size > PIXELS:
+                    yield batch
+                    batch, held = Decoded([], []), 0
+                batch.keys.append(ref.key)
+                batch.pictures.append(picture)
+                held += size
+            if ref.key in last and batch.keys:
+                yield batch
+                batch, held = Decoded([], []), 0
+
+
+def _digest(refs: Iterable[ImageRef]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for ref in refs:
+        digest.update(repr(tuple(ref)).encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _unique(refs: Sequence[ImageRef]) -> tuple[list[ImageRef], list[Reject]]:
+    """The first picture of each key, and the others; those of one key stand next to each other."""
+    unique: list[ImageRef] = []
+    others: list[Reject] = []
+    for ref in refs:
+        if unique and unique[-1].key == ref.key:
+            detail = f"the key is taken by {os.fsdecode(unique[-1].path)} at byte {unique[-1].offset}"
+            others.append(_reject(ref, RejectedImage(Reason.DUPLICATE_KEY, detail)))
+        else:
+            unique.append(ref)
+    return unique, others
+
+
+def _reject(ref: ImageRef, error: RejectedImage) -> Reject:
+    return Reject(ref.key, ref.source, os.fsdecode(ref.path), error.reason, error.detail)
+
+
+def _eights(refs: Sequence[ImageRef]) -> Iterator[Sequence[ImageRef]]:
+    return (refs[start : start + BATCH] for start in range(0, len(refs), BATCH))
+
+
+def _decode(data: bytes | OSError) -> Picture:
+    if isinstance(data, OSError):
+        raise RejectedImage(Reason.UNREADABLE_BYTES, one_line(data)) from data
+    return image.decode_picture(data)
+
+
+class ColorizerHandler(ModelHandler[Decoded, Colored, Colorizer]):
+    """Gives pictures color; an element is a batch, whose composition depends on the collection alone.
+
+    Args:
+        recipe: of the colors.
+    """
+
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        self._recipe = recipe
+
+    def load_model(self) -> Colorizer:
+        """Called once in each process.
+
+        Raises:
+            UserError: the run has gone on, or is out of the worker's reach.
+        """
+        own = self._recipe
+        configure_devices(workdir.load(own.work_dir)[0].deterministic)
+        run = trained.load(own.work_dir)
+        if run.step != own.step:
+            raise UserError(
+                f"--workdir={own.work_dir} is at step {run.step}, and the job began with step {own.step}; let the run "
+                "end, and start the job anew"
+            )
+        return colorizer.create(run, own.saturation, own.native_size)
+
+    def run_inference(
+        self, batch: Sequence[Decoded], model: Colorizer, inference_args: dict[str, Any] | None = None
+    ) -> Iterator[Colored]:
+        """The results of each of some batches."""
+        for each in batch:
+            yield self._colorize(each, model)
+
+    def batch_elements_kwargs(self) -> dict[str, Any]:
+        """A batch at a time."""
+        return {"min_batch_size": 1, "max_batch_size": 1}
+
+    def _colorize(self, batch: Decoded, model: Colorizer) -> Colored:
+        predicted = model.predict([model.prepare(picture.on_white()) for picture in batch.pictures])
+        gray = list(map(is_gray, predicted))
+        results = [
+            pictures.encode(model.join(picture.rgb, ab), picture.alpha, without_color)
+            for picture, ab, without_color in zip(batch.pictures, predicted, gray, strict=True)
+        ]
+        return Colored(batch.keys, results, gray)
+
+
+class WritePictures(beam.DoFn):
+    """Writes results under their final names; yields counts and, tagged `GRAY`, the keys of those without color."""
+
+    GRAY = "gray"
+
+    def __init__(self, output: str):
+        self._output = output
+        self._aside = JobFolder(output).folder
+        self._made: set[str] = set()
+
+    def process(self, colored: Colored) -> Iterator[Count | TaggedOutput[Literal["gray"], str]]:
+        """Writes a batch."""
+        for key, result, gray in zip(*colored, strict=True):
+            path = FileSystems.join(self._output, target_name(key))
+            self._make_folder(os.path.dirname(path))
+            with storage.create(path, self._aside) as file:
+                file.write(result)
+            counters.count("colorized")
+            yield (key.partition("/")[0], COLORIZED), 1
+            if gray:
+                yield TaggedOutput(self.GRAY, key)
+
+    def _make_folder(self, path: str) -> None:
+        if "://" not in path and path not in self._made:  # a store of objects has none
+            os.makedirs(path, exist_ok=True)
+            self._made.add(path)
