@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python -m
 DEMO := demo
 
-.PHONY: setup gpu demo engines flink test test-slow test-engines test-browser browser tensorboard bench-preprocess bench-input bench-train lint format lock clean
+.PHONY: setup gpu demo engines flink test test-slow test-engines test-browser browser tensorboard bench-preprocess bench-input bench-train bench-colorize lint format lock clean
 
 setup: .venv/.complete
 
@@ -14,7 +14,8 @@ setup: .venv/.complete
 	$(RUN) pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	touch $@
 
-# The whole path on photographs that ship inside scikit-image: archives, shards, training on two replicas, colorizing.
+# The whole path on photographs that ship inside scikit-image, to a page that shows what came of it: archives, shards,
+# training on two replicas, measuring, colorizing, the report.
 demo: setup
 	rm -rf $(DEMO)
 	$(RUN) tools.photographs --output=$(DEMO)
@@ -27,11 +28,13 @@ demo: setup
 	$(RUN) trainer.evaluate --workdir=$(DEMO)/run --data=$(DEMO)/data
 	$(RUN) trainer.colorize --workdir=$(DEMO)/run --output=$(DEMO)/colorized $(DEMO)/held_out/*.png
 	$(RUN) tools.sheet --truth=$(DEMO)/held_out --colorized=$(DEMO)/colorized --output=$(DEMO)/colorized/sheet.png
+	$(RUN) trainer.report --workdir=$(DEMO)/run
 	@echo
 	@echo "shards:       $(DEMO)/data/*.tfrecord, described by $(DEMO)/data/dataset.json"
 	@echo "examples:     $(DEMO)/sheet.png"
 	@echo "TensorBoard:  make tensorboard WORKDIR=$(DEMO)/run"
 	@echo "pictures:     $(DEMO)/colorized/sheet.png (gray, predicted, truth; no pixel of it was trained on)"
+	@echo "all of it:    $(DEMO)/run/report.html, a page for a browser"
 
 # A process for each core, up to eight: each needs 3 GB, and most tests leave a core idle.
 TEST := $(RUN) pytest tests --numprocesses=logical --maxprocesses=8 --dist=worksteal
@@ -39,7 +42,8 @@ TEST := $(RUN) pytest tests --numprocesses=logical --maxprocesses=8 --dist=works
 test: setup
 	$(TEST)
 
-# What takes minutes: a job killed twenty times, mutated pictures, the memory of 200,000 of them, training in float64.
+# What takes minutes: a job killed twenty times, mutated pictures and videos, the memory of 200,000 pictures, training in
+# float64.
 test-slow: setup
 	$(TEST) -m slow
 
@@ -65,7 +69,7 @@ flink: .engines/flink/.complete
 test-engines: setup engines
 	$(RUN) pytest tests -m engines
 
-# What a person sees of a run in a real browser; Chromium is installed where there is none (Debian, as root).
+# What a person sees of a run and of a study in a real browser; Chromium is installed where there is none (Debian, as root).
 test-browser: setup browser
 	$(RUN) pytest tests -m browser
 
@@ -89,6 +93,10 @@ bench-input: setup .venv/.bench
 # A step of the training loop, beside a bare one.
 bench-train: setup
 	$(RUN) benchmarks.train
+
+# What colorizes, beside the bare model; memory; and how much less colors flicker in a video.
+bench-colorize: setup
+	$(RUN) benchmarks.colorize $(if $(PICTURES),--pictures=$(PICTURES))
 
 .venv/.bench: requirements-bench.lock
 	$(RUN) pip install --quiet --disable-pip-version-check --require-hashes -r $<
