@@ -25,9 +25,9 @@ from absl import flags
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.ml.inference.base import RunInference
 
-from beam_jobs import blocks, index, picture_writer, runner, sources, storage
-from beam_jobs.blocks import Placed
+from beam_jobs import picture_writer, runner, sources, storage
 from beam_jobs.job_folder import JobFolder
+from beam_jobs.listing import ListPictures
 from beam_jobs.picture_writer import (
     COLORIZED,
     LISTED,
@@ -108,14 +108,7 @@ def colorize(
 
 def _build(pipeline: beam.Pipeline, inputs: Sequence[sources.Source], output: str, recipe: Recipe) -> None:
     """Adds the whole job to a pipeline; it is complete when `SUMMARY` stands in the output."""
-    placed = (
-        pipeline
-        | "Sources" >> beam.Create(list(inputs))
-        | "Divide" >> beam.FlatMap(sources.parts)
-        | "SpreadParts" >> beam.Reshuffle()
-        | "ListPictures" >> beam.FlatMap(index.list_part, JobFolder(output).index)
-        | "Pack" >> beam.ParDo(blocks.Pack(picture_writer.PARTITION)).with_output_types(Placed)
-    )
+    placed = pipeline | ListPictures(inputs, output, picture_writer.PARTITION)
     listed = placed | "CountListed" >> beam.Map(lambda placed: ((placed[1].source, LISTED), placed[1].pictures))
     found = (
         placed

@@ -14,9 +14,10 @@ import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from crc32c import crc32c
 
-from beam_jobs import blocks, index, sources, storage
+from beam_jobs import blocks, storage
 from beam_jobs.blocks import Placed
 from beam_jobs.job_folder import JobFolder
+from beam_jobs.listing import ListPictures
 from beam_jobs.shard_writer import ShardReport, ShardSummary, WriteShard
 from beam_jobs.sources import Source
 from beam_jobs.spec import DatasetSpec
@@ -47,14 +48,7 @@ def write_dataset(
         overwrite: replace shards of other pictures instead of refusing them.
         max_reject_fraction: the share of rejected pictures, in [0, 1], above which the job fails.
     """
-    placed = (
-        pipeline
-        | "Sources" >> beam.Create(list(inputs))
-        | "Divide" >> beam.FlatMap(sources.parts)
-        | "SpreadParts" >> beam.Reshuffle()
-        | "ListPictures" >> beam.FlatMap(index.list_part, JobFolder(output).index)
-        | "Pack" >> beam.ParDo(blocks.Pack(spec.partition)).with_output_types(Placed)
-    )
+    placed = pipeline | ListPictures(inputs, output, spec.partition)
     listed = placed | beam.Map(_count) | "CountListed" >> beam.CombinePerKey(sum)
     # A shard to which no picture falls is written all the same, empty: the names promise a number of files.
     every = [(tuple(shard), blocks.EMPTY) for shard in spec.partition.shards()]

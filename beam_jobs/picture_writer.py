@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -15,11 +15,11 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.ml.inference.base import ModelHandler
 from apache_beam.pvalue import TaggedOutput
 
-from beam_jobs import blocks, counters, storage
+from beam_jobs import blocks, counters, rejects, sources, storage
 from beam_jobs.blocks import Block
 from beam_jobs.job_folder import JobFolder
 from beam_jobs.read_ahead import read_ahead
-from beam_jobs.shard_writer import Reject
+from beam_jobs.rejects import Reject
 from beam_jobs.sidecar_writer import configure_devices
 from beam_jobs.sources import ImageRef
 from pipeline import image
@@ -36,6 +36,7 @@ PARTS = 1000  # that a collection is dealt to: what a worker takes at a time
 PARTITION = Partition(0, 0.0, PARTS, 1)
 _LOOKERS = 16  # threads: storage takes some 30 ms to say whether there is a file
 _LONGEST_NAME = 180  # bytes of a file or folder; systems allow 255, of which what is written aside needs some
+_TRIED_AGAIN = (Reason.DUPLICATE_KEY, Reason.UNREADABLE_BYTES)  # of which the bytes say nothing
 Count = tuple[tuple[str, str], int]  # of pictures, by their source and what became of them
 LISTED, COLORIZED = "listed", "colorized"
 
@@ -136,26 +137,33 @@ class FindPictures(beam.DoFn):
         """Reads what is missing, and reports what cannot be read."""
         name, refs = part_name(element[0][1]), [ref for block in element[1] for ref in blocks.unpack(block)]
         refs.sort(key=lambda ref: (ref.key, ref.path, ref.offset))
-        digest = _digest(refs)
-        report = self._job.read_report(name, PartReport)
-        known = report.rejects if report is not None and report.pictures == digest else []
-        unique, rejects = _unique(refs)
-        missing, standing, gray = self._look(unique, {reject.key for reject in known})
-        rejects += [reject for reject in known if reject.key not in {ref.key for ref in missing}]
-        yield from self._read(missing, rejects)
-        rejects.sort(key=lambda reject: (reject.key, reject.path))
-        self._job.write_report(name, PartReport(digest, rejects))
+        digest = sources.digest(refs)
+        unique, rejected = _unique(refs)
+        known = {reject.key: reject for reject in self._unreadable(name, digest)}
+        missing, standing, gray = self._look(unique, known.keys())
+        for ref in missing:
+            known.pop(ref.key, None)
+        rejected += known.values()
+        yield from self._read(missing, rejected)
+        rejected.sort(key=lambda reject: (reject.key, reject.path))
+        self._job.write_report(name, PartReport(digest, rejected))
         for source, number in Counter(ref.source for ref in standing).items():
             yield TaggedOutput(self.COUNTS, ((source, COLORIZED), number))
-        for reject in rejects:
+        for reject in rejected:
             counters.count(f"rejected_{reject.reason.value}")
             yield TaggedOutput(self.COUNTS, ((reject.source, reject.reason.value), 1))
         for key in gray:
             yield TaggedOutput(self.GRAY, key)
-        if rejects:
+        if rejected:
             yield TaggedOutput(self.REPORTS, name)
 
-    def _look(self, refs: Sequence[ImageRef], rejected: set[str]) -> tuple[list[ImageRef], list[ImageRef], list[str]]:
+    def _unreadable(self, name: str, digest: str) -> Iterator[Reject]:
+        """What an earlier job found no picture behind, of the same references; it need not be tried again."""
+        report = self._job.read_report(name, PartReport)
+        if report is not None and report.pictures == digest:
+            yield from (reject for reject in report.rejects if reject.reason not in _TRIED_AGAIN)
+
+    def _look(self, refs: Sequence[ImageRef], unreadable: Set[str]) -> tuple[list[ImageRef], list[ImageRef], list[str]]:
         """Which are missing, with their neighbors; the others; and the keys of those of the others that are gray."""
         missing: list[ImageRef] = []
         standing: list[ImageRef] = []
@@ -163,10 +171,10 @@ class FindPictures(beam.DoFn):
         with ThreadPoolExecutor(_LOOKERS) as pool:
             results = dict(zip((ref.key for ref in refs), pool.map(self._result, refs), strict=True))
         for eight in _eights(refs):
-            if any(results[ref.key] is None and ref.key not in rejected for ref in eight):
+            if any(results[ref.key] is None and ref.key not in unreadable for ref in eight):
                 missing += eight
                 continue
-            there = [ref for ref in eight if ref.key not in rejected]
+            there = [ref for ref in eight if ref.key not in unreadable]
             standing += there
             gray += [ref.key for ref in there if (result := results[ref.key]) is not None and result.is_gray]
         return missing, standing, gray
@@ -181,15 +189,15 @@ class FindPictures(beam.DoFn):
         except OSError as error:
             raise UserError(f"{path} cannot be read: {one_line(error)}; start the job again") from error
 
-    def _read(self, refs: Sequence[ImageRef], rejects: list[Reject]) -> Iterator[Decoded]:
+    def _read(self, refs: Sequence[ImageRef], rejected: list[Reject]) -> Iterator[Decoded]:
         """Decodes pictures into batches of no more than eight, nor more pixels than there is memory for."""
         last = {eight[-1].key for eight in _eights(refs)}
         batch, held = Decoded([], []), 0
         for ref, data in read_ahead(refs):
             try:
-                picture = _decode(data)
+                picture = image.decode_picture(rejects.read(data))
             except RejectedImage as error:
-                rejects.append(_reject(ref, error))
+                rejected.append(Reject.of(ref, error))
             else:
                 size = picture.rgb.shape[0] * picture.rgb.shape[1]
                 if batch.keys and held + size > PIXELS:
@@ -203,38 +211,20 @@ class FindPictures(beam.DoFn):
                 batch, held = Decoded([], []), 0
 
 
-def _digest(refs: Iterable[ImageRef]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for ref in refs:
-        digest.update(repr(tuple(ref)).encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
 def _unique(refs: Sequence[ImageRef]) -> tuple[list[ImageRef], list[Reject]]:
     """The first picture of each key, and the others; those of one key stand next to each other."""
     unique: list[ImageRef] = []
     others: list[Reject] = []
     for ref in refs:
         if unique and unique[-1].key == ref.key:
-            detail = f"the key is taken by {os.fsdecode(unique[-1].path)} at byte {unique[-1].offset}"
-            others.append(_reject(ref, RejectedImage(Reason.DUPLICATE_KEY, detail)))
+            others.append(Reject.of(ref, rejects.duplicate(unique[-1])))
         else:
             unique.append(ref)
     return unique, others
 
 
-def _reject(ref: ImageRef, error: RejectedImage) -> Reject:
-    return Reject(ref.key, ref.source, os.fsdecode(ref.path), error.reason, error.detail)
-
-
 def _eights(refs: Sequence[ImageRef]) -> Iterator[Sequence[ImageRef]]:
     return (refs[start : start + BATCH] for start in range(0, len(refs), BATCH))
-
-
-def _decode(data: bytes | OSError) -> Picture:
-    if isinstance(data, OSError):
-        raise RejectedImage(Reason.UNREADABLE_BYTES, one_line(data)) from data
-    return image.decode_picture(data)
 
 
 class ColorizerHandler(ModelHandler[Decoded, Colored, Colorizer]):

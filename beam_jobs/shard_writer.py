@@ -1,8 +1,6 @@
 """Makes one shard from references to its pictures: read, decode, convert, encode, write aside, rename."""
 
 import dataclasses
-import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -12,29 +10,19 @@ import cv2
 import numpy as np
 from apache_beam.io.filesystems import FileSystems
 
-from beam_jobs import blocks, counters, storage
+from beam_jobs import blocks, counters, rejects, sources, storage
 from beam_jobs.blocks import Block
 from beam_jobs.job_folder import JobFolder
 from beam_jobs.read_ahead import read_ahead
+from beam_jobs.rejects import Reject
 from beam_jobs.sources import ImageRef
 from beam_jobs.spec import DatasetSpec
 from pipeline import color_counts, example, image, manifest, tensors, tfrecord
 from pipeline.color_counts import ColorCounts
-from pipeline.errors import UserError, one_line
+from pipeline.errors import UserError
 from pipeline.manifest import ShardInfo
 from pipeline.rejects import Reason, RejectedImage
 from pipeline.shards import Shard
-
-
-@dataclasses.dataclass(frozen=True)
-class Reject:
-    """A picture that was found but is not in the dataset, and why."""
-
-    key: str
-    source: str
-    path: str
-    reason: Reason
-    detail: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +68,7 @@ class WriteShard(beam.DoFn):
         """Writes one shard under its final name, then its report."""
         shard, refs = Shard(*element[0]), [ref for block in element[1] for ref in blocks.unpack(block)]
         refs.sort(key=lambda ref: (self._spec.partition.place(ref.key).rank, ref.key, ref.path, ref.offset))
-        name, pictures = self._spec.partition.file_name(shard), _digest(refs)
+        name, pictures = self._spec.partition.file_name(shard), sources.digest(refs)
         report = self._job.read_report(name, ShardReport)
         if report is not None and report.pictures != pictures:
             if not self._overwrite:
@@ -100,7 +88,7 @@ class WriteShard(beam.DoFn):
 
     def _write(self, shard: Shard, name: str, refs: list[ImageRef], pictures: str) -> ShardReport:
         written: Counter[str] = Counter()
-        rejects: list[Reject] = []
+        rejected: list[Reject] = []
         colors = color_counts.Counter()
         with storage.create(FileSystems.join(self._output, name)) as file:
             writer = tfrecord.Writer(file)
@@ -111,14 +99,14 @@ class WriteShard(beam.DoFn):
                     record = make_record(ref, data, self._spec)
                     writer.write(record.data)
                 except RejectedImage as error:
-                    rejects.append(Reject(ref.key, ref.source, os.fsdecode(ref.path), error.reason, error.detail))
+                    rejected.append(Reject.of(ref, error))
                 else:
                     last = ref
                     written[ref.source] += 1
                     colors.add(record.ab)
         counters.count("converted", len(refs))
         info = ShardInfo.of(name, writer)
-        return ShardReport(shard, info, pictures, dict(written), rejects, colors.result())
+        return ShardReport(shard, info, pictures, dict(written), rejected, colors.result())
 
 
 class Record(NamedTuple):
@@ -139,9 +127,7 @@ def make_record(ref: ImageRef, data: bytes | OSError, spec: DatasetSpec) -> Reco
     Raises:
         RejectedImage: it cannot be used, or a filter refuses it.
     """
-    if isinstance(data, OSError):
-        raise RejectedImage(Reason.UNREADABLE_BYTES, one_line(data)) from data
-    rgb = image.decode(data, spec.filters.check_size)
+    rgb = image.decode(rejects.read(data), spec.filters.check_size)
     values = tensors.from_image(rgb, spec.resize_mode)
     height, width, _ = rgb.shape
     window = image.window(height, width, tensors.ENCODER_SIZE, spec.resize_mode)
@@ -150,18 +136,10 @@ def make_record(ref: ImageRef, data: bytes | OSError, spec: DatasetSpec) -> Reco
     return Record(record, values["ab_224"][window])
 
 
-def _digest(refs: Iterable[ImageRef]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for ref in refs:
-        digest.update(repr(tuple(ref)).encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
 def _check_new(ref: ImageRef, last: ImageRef | None) -> None:
     """Pictures of one key stand next to each other; the first that can be used is taken."""
     if last is not None and ref.key == last.key:
-        detail = f"the key is taken by {os.fsdecode(last.path)} at byte {last.offset}"
-        raise RejectedImage(Reason.DUPLICATE_KEY, detail)
+        raise rejects.duplicate(last)
 
 
 def _summarize(report: ShardReport) -> ShardSummary:

@@ -5,11 +5,12 @@ Adding a source is adding a `Kind` to `KINDS`.
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple, NoReturn
 
 from apache_beam.io.filesystem import FileMetadata, FileSystem
@@ -114,6 +115,14 @@ def parse_source(text: str) -> Source:
     if path.lower().endswith(_COMPRESSED):
         raise UsageError(f"--source={text} is a compressed archive, of which no part can be read by itself; unpack it")
     return Source(kind, storage.absolute(path))
+
+
+def digest(refs: Iterable[ImageRef]) -> str:
+    """Another one for other references, or another order."""
+    found = hashlib.blake2b(digest_size=16)
+    for ref in refs:
+        found.update(repr(tuple(ref)).encode(errors="surrogateescape"))
+    return found.hexdigest()
 
 
 def describe(inputs: Sequence[Source]) -> dict[str, dict[str, int] | None]:

@@ -139,8 +139,9 @@ def test_names_in_an_archive_lead_nowhere_else(run, tmp_path):
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     out = tmp_path / "deep/down/out"
-    assert call(run, out, f"--source=images:{tmp_path}/a.tar") == 0
-    assert summary(out)["pictures"]["images"] == {"colorized": 4, "duplicate_key": 1, "listed": 5}
+    for _ in range(2):  # the second time, all of it stands there
+        assert call(run, out, f"--source=images:{tmp_path}/a.tar") == 0
+        assert summary(out)["pictures"]["images"] == {"colorized": 4, "duplicate_key": 1, "listed": 5}
     assert len(pictures(out)) == 4
     assert len(list(tmp_path.rglob("*.png"))) == 4
     twice = image.decode(pictures(out)["images/twice.png.png"])
