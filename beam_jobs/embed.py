@@ -23,11 +23,11 @@ from ml_collections import ConfigDict
 
 from beam_jobs import runner, storage
 from beam_jobs.job_folder import JobFolder
-from beam_jobs.sidecar_writer import ExtractorHandler, FindMissing, WriteSidecar, configure_devices, register
+from beam_jobs.sidecar_writer import ExtractorHandler, FindMissing, WriteSidecar, register
 from pipeline import cli, features, manifest
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
-from trainer import models
+from trainer import devices, models
 
 _LOGGER = logging.getLogger("beam_jobs.embed")
 
@@ -65,7 +65,7 @@ def embed(directory: str, config: ConfigDict, options: runner.PipelineOptions, o
     """
     start = time.monotonic()
     manifest.read(directory, storage.open_binary)  # before an extractor is built, and before anything is written there
-    configure_devices(config.deterministic)
+    devices.configure(config.deterministic)
     extractor = models.create_extractor(config.model, config.seed)
     extractor.warn_if_random()
     fingerprint, classes = extractor.fingerprint, extractor.classes

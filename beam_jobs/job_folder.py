@@ -1,11 +1,12 @@
-"""`DIR/job/`, beside the shards: what lets a job go on where another was killed, and says how a dataset was made.
+"""`DIR/job/`, beside what a job makes: what lets one go on where another was killed, and says how it was made.
 
     job/settings.json                            what the job was told to do
     job/reports/train-00000-of-00016.tfrecord.json   written after each shard: what is in it
     job/index/*.jsonl.gz                         the members of archives, so that they are listed only once
     job/claim.json                               while a job runs
 
-A dataset is read without it. Where it was deleted, a job makes every shard anew, and only with `--overwrite`.
+A dataset is read without it. Where it was deleted, a job makes every shard anew, and only with `--overwrite`. Of the
+job that colorizes there are reports on parts, job/reports/part-00007-of-00256.json.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from pipeline import features, manifest, shards
 from pipeline.errors import UserError
 
 _Record = TypeVar("_Record")
+_JOB = "job"  # among the settings, which kind it is; that of a dataset has none
 
 
 class JobFolder:
@@ -82,6 +84,7 @@ class JobFolder:
         before = self._read_settings()
         if before == settings:
             return
+        self._check_job(before, settings)
         made = self._made()
         if not made or (before and self._is_without_examples(made)):
             return
@@ -100,6 +103,7 @@ class JobFolder:
         before = self._read_settings()
         if before == settings:
             return
+        self._check_job(before, settings)
         if before is not None:
             difference = _difference(before, settings)
             raise UserError(
@@ -116,9 +120,14 @@ class JobFolder:
         """Of what there are reports."""
         return {os.path.splitext(name)[0] for name in storage.names(self._reports)}
 
+    def _check_job(self, before: dict[str, Any] | None, settings: dict[str, Any]) -> None:
+        if before is not None and before.get(_JOB) != settings.get(_JOB):
+            raise UserError(f"--output={self._output} holds what another kind of job made; name another directory")
+
     def _prepare(self, settings: dict[str, Any], overwrite: bool) -> None:
         if self._read_settings() == settings:
             return
+        self._check_job(self._read_settings(), settings)
         if not overwrite:
             self.check(settings)
         self._delete(self._made())

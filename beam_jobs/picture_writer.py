@@ -20,19 +20,19 @@ from beam_jobs.blocks import Block
 from beam_jobs.job_folder import JobFolder
 from beam_jobs.read_ahead import read_ahead
 from beam_jobs.rejects import Reject
-from beam_jobs.sidecar_writer import configure_devices
 from beam_jobs.sources import ImageRef
-from pipeline import image
+from pipeline import files, image
 from pipeline.errors import UserError, one_line
 from pipeline.image import Picture
 from pipeline.rejects import Reason, RejectedImage
 from pipeline.shards import Partition
-from trainer import colorizer, pictures, trained, workdir
-from trainer.colorizer import Colorizer
-from trainer.pictures import BATCH, PIXELS, Result
+from trainer import colorizer, devices, pictures, trained, workdir
+from trainer.colorizer import BATCH, PIXELS, Colorizer
+from trainer.pictures import Result
 from trainer.tasks import is_gray
+from trainer.trained import Trained
 
-PARTS = 1000  # that a collection is dealt to: what a worker takes at a time
+PARTS = 256  # that a collection is dealt to: what a worker takes at a time; with 2,000 pictures batches are full
 PARTITION = Partition(0, 0.0, PARTS, 1)
 _LOOKERS = 16  # threads: storage takes some 30 ms to say whether there is a file
 _LONGEST_NAME = 180  # bytes of a file or folder; systems allow 255, of which what is written aside needs some
@@ -61,9 +61,14 @@ def recipe(work_dir: str, saturation: float, native_size: bool) -> Recipe:
     Raises:
         UserError: as `colorizer.load`.
     """
-    run = trained.load(work_dir)
+    run = _load(work_dir)
     colorizer.create(run, saturation, native_size)  # whether it can be done
     return Recipe(work_dir, run.step, saturation, native_size)
+
+
+def _load(work_dir: str) -> Trained:
+    devices.configure(workdir.load(work_dir)[0].deterministic)
+    return trained.load(work_dir)
 
 
 def part_name(number: int) -> str:
@@ -73,7 +78,9 @@ def part_name(number: int) -> str:
 
 def target_name(key: str) -> str:
     """The path of a picture's result below the output: no two keys have the same, and none leads elsewhere."""
-    return "/".join(map(_component, f"{key}.png".split("/")))
+    *folders, name = map(_component, f"{key}.png".split("/"))
+    # No folder has the name of a result.
+    return "/".join([*(re.sub(r"\.png$", "%2Epng", folder) for folder in folders), name])
 
 
 def _component(name: str) -> str:
@@ -87,9 +94,9 @@ def _component(name: str) -> str:
 
 
 class Decoded(NamedTuple):
-    """Pictures for one call of a model, by key."""
+    """Pictures for one call of a model, and references to them."""
 
-    keys: list[str]
+    refs: list[ImageRef]
     pictures: list[Picture]
 
 
@@ -112,8 +119,8 @@ class PartReport:
 class FindPictures(beam.DoFn):
     """(part, blocks of references) to what is missing of the part's pictures, decoded.
 
-    Pictures go by eights, in the order of their keys; if one of them is missing, all are made anew. So a model is shown
-    the same batches, and the last digits are the same, whether a job was killed or not.
+    Pictures go by batches, in the order of their keys; if one of a batch is missing, all are made anew. So a model is
+    shown the same batches, and the last digits are the same, whether a job was killed or not.
     """
 
     COUNTS, GRAY, REPORTS = "counts", "gray", "reports"
@@ -170,28 +177,30 @@ class FindPictures(beam.DoFn):
         gray: list[str] = []
         with ThreadPoolExecutor(_LOOKERS) as pool:
             results = dict(zip((ref.key for ref in refs), pool.map(self._result, refs), strict=True))
-        for eight in _eights(refs):
-            if any(results[ref.key] is None and ref.key not in unreadable for ref in eight):
-                missing += eight
+        for group in _batches(refs):
+            if any(results[ref.key] is None and ref.key not in unreadable for ref in group):
+                missing += group
                 continue
-            there = [ref for ref in eight if ref.key not in unreadable]
+            there = [ref for ref in group if ref.key not in unreadable]
             standing += there
             gray += [ref.key for ref in there if (result := results[ref.key]) is not None and result.is_gray]
         return missing, standing, gray
 
     def _result(self, ref: ImageRef) -> Result | None:
+        """What stands there of a picture, if it was made of what is there now."""
         path = FileSystems.join(self._output, target_name(ref.key))
         try:
             with storage.open_binary(path) as file:
-                return pictures.read_result(file)
+                result = pictures.read_result(file)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise UserError(f"{path} cannot be read: {one_line(error)}; start the job again") from error
+        return result if result is not None and result.origin == sources.digest([ref]) else None
 
     def _read(self, refs: Sequence[ImageRef], rejected: list[Reject]) -> Iterator[Decoded]:
-        """Decodes pictures into batches of no more than eight, nor more pixels than there is memory for."""
-        last = {eight[-1].key for eight in _eights(refs)}
+        """Decodes pictures, by batches; of large ones, fewer at a time."""
+        last = {group[-1].key for group in _batches(refs)}
         batch, held = Decoded([], []), 0
         for ref, data in read_ahead(refs):
             try:
@@ -200,13 +209,13 @@ class FindPictures(beam.DoFn):
                 rejected.append(Reject.of(ref, error))
             else:
                 size = picture.rgb.shape[0] * picture.rgb.shape[1]
-                if batch.keys and held + size > PIXELS:
+                if batch.refs and held + size > PIXELS:
                     yield batch
                     batch, held = Decoded([], []), 0
-                batch.keys.append(ref.key)
+                batch.refs.append(ref)
                 batch.pictures.append(picture)
                 held += size
-            if ref.key in last and batch.keys:
+            if ref.key in last and batch.refs:
                 yield batch
                 batch, held = Decoded([], []), 0
 
@@ -223,7 +232,7 @@ def _unique(refs: Sequence[ImageRef]) -> tuple[list[ImageRef], list[Reject]]:
     return unique, others
 
 
-def _eights(refs: Sequence[ImageRef]) -> Iterator[Sequence[ImageRef]]:
+def _batches(refs: Sequence[ImageRef]) -> Iterator[Sequence[ImageRef]]:
     return (refs[start : start + BATCH] for start in range(0, len(refs), BATCH))
 
 
@@ -245,8 +254,7 @@ class ColorizerHandler(ModelHandler[Decoded, Colored, Colorizer]):
             UserError: the run has gone on, or is out of the worker's reach.
         """
         own = self._recipe
-        configure_devices(workdir.load(own.work_dir)[0].deterministic)
-        run = trained.load(own.work_dir)
+        run = _load(own.work_dir)
         if run.step != own.step:
             raise UserError(
                 f"--workdir={own.work_dir} is at step {run.step}, and the job began with step {own.step}; let the run "
@@ -269,10 +277,10 @@ class ColorizerHandler(ModelHandler[Decoded, Colored, Colorizer]):
         predicted = model.predict([model.prepare(picture.on_white()) for picture in batch.pictures])
         gray = list(map(is_gray, predicted))
         results = [
-            pictures.encode(model.join(picture.rgb, ab), picture.alpha, without_color)
-            for picture, ab, without_color in zip(batch.pictures, predicted, gray, strict=True)
+            pictures.encode(model.join(picture.rgb, ab), picture.alpha, without_color, sources.digest([ref]))
+            for ref, picture, ab, without_color in zip(*batch, predicted, gray, strict=True)
         ]
-        return Colored(batch.keys, results, gray)
+        return Colored([ref.key for ref in batch.refs], results, gray)
 
 
 class WritePictures(beam.DoFn):
@@ -289,15 +297,12 @@ class WritePictures(beam.DoFn):
         """Writes a batch."""
         for key, result, gray in zip(*colored, strict=True):
             path = FileSystems.join(self._output, target_name(key))
-            self._make_folder(os.path.dirname(path))
+            if (folder := os.path.dirname(path)) not in self._made and "://" not in path:  # a store has no folders
+                files.make_folder(folder)
+                self._made.add(folder)
             with storage.create(path, self._aside) as file:
                 file.write(result)
             counters.count("colorized")
             yield (key.partition("/")[0], COLORIZED), 1
             if gray:
                 yield TaggedOutput(self.GRAY, key)
-
-    def _make_folder(self, path: str) -> None:
-        if "://" not in path and path not in self._made:  # a store of objects has none
-            os.makedirs(path, exist_ok=True)
-            self._made.add(path)

@@ -3,7 +3,6 @@
 Source of the features: Baldassarre, Morín and Rodés-Guirao, "Deep Koalarization" (2017), section 3.2.
 """
 
-import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,10 +19,8 @@ from beam_jobs.job_folder import JobFolder
 from pipeline import example, features, manifest, tfrecord
 from pipeline.errors import UserError, one_line
 from pipeline.manifest import FeaturesInfo, Manifest, ShardInfo
-from trainer import models  # before TensorFlow, whose noise it keeps back
+from trainer import devices, models  # before TensorFlow, whose noise it keeps back
 from trainer.models.extractor import Extractor
-
-import tensorflow as tf  # isort: skip
 
 _BATCH = 32  # pictures in memory at a time, 34 MB of them; another size could change the last digits
 
@@ -42,19 +39,6 @@ class ShardFeatures(NamedTuple):
     shard: ShardInfo
     keys: list[str]
     values: np.ndarray
-
-
-def configure_devices(deterministic: bool) -> None:
-    """Prepares this process for the extractor, once.
-
-    Args:
-        deterministic: the same bytes from every run on this kind of device.
-    """
-    for gpu in tf.config.list_physical_devices("GPU"):
-        with contextlib.suppress(RuntimeError):  # it is in use already
-            tf.config.experimental.set_memory_growth(gpu, True)  # other workers share it
-    if deterministic:
-        tf.config.experimental.enable_op_determinism()
 
 
 class FindMissing(beam.DoFn):
@@ -104,7 +88,7 @@ class ExtractorHandler(ModelHandler[ShardInfo, ShardFeatures, Extractor]):
         Raises:
             UserError: the worker has other weights.
         """
-        configure_devices(self._config.deterministic)
+        devices.configure(self._config.deterministic)
         extractor = models.create_extractor(self._config.model, self._config.seed)
         if extractor.fingerprint != self._fingerprint:
             raise UserError(

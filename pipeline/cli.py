@@ -187,6 +187,17 @@ def parse(values: flags.FlagValues, argv: Sequence[str], help_text: str | None, 
     return rest
 
 
+def parse_flags(values: flags.FlagValues, argv: Sequence[str], help_text: str | None) -> None:
+    """Parses a command line that has flags only.
+
+    Raises:
+        UsageError: something else, or as `parse`.
+        HelpRequested: as `parse`.
+    """
+    if rest := parse(values, argv, help_text):
+        raise UsageError(f"unexpected argument {rest[0]}")
+
+
 def _check_unknown(rest: Sequence[str], values: flags.FlagValues) -> None:
     """Refuses what is hardly another program's option, but a slip in one of ours.
 

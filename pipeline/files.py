@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, NoReturn
 
 from pipeline.errors import UserError, one_line
@@ -138,6 +138,15 @@ def find(path: str) -> list[tuple[str, str]]:
     return found
 
 
+def find_all(named: Iterable[str]) -> list[str]:
+    """The paths of the files that some paths stand for, each once.
+
+    Raises:
+        UserError: as `find`.
+    """
+    return list(dict.fromkeys(path for each in named for path, _ in find(each)))
+
+
 def _is_folder(path: str) -> bool:
     if "://" not in path:
         return os.path.isdir(path)
@@ -207,18 +216,16 @@ def write(path: str, content: bytes) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    temporary = _temporary(path)
     create, rename, remove = _operations(path)
     try:
-        with _os_errors(path):
+        with _writing(path), _os_errors(path):
             with create(temporary, "wb") as file:
                 file.write(content)
             rename(temporary, path)
-    except BaseException as error:
+    except BaseException:
         with contextlib.suppress(OSError), _os_errors(path):
             remove(temporary)
-        if isinstance(error, OSError):
-            raise UserError(f"{path} cannot be written: {one_line(error)}; make room there, or name another") from error
         raise
 
 
@@ -231,30 +238,49 @@ def aside(path: str) -> Iterator[str]:
     Raises:
         UserError: it cannot be brought to its place.
     """
-    if "://" not in path:
-        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-        try:
+    if "://" in path:
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = os.path.join(folder, "file")
             yield temporary
-            _put(temporary, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(temporary)
+            upload(temporary, path)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        temporary = os.path.join(folder, "file")
-        yield temporary
-        _put(temporary, path)
-
-
-def _put(temporary: str, path: str) -> None:
+    temporary = _temporary(path)
     try:
-        if "://" not in path:
+        yield temporary
+        with _writing(path):
             os.replace(temporary, path)
-            return
-        import tensorflow as tf
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
 
-        with _os_errors(path):
-            tf.io.gfile.copy(temporary, path, overwrite=True)
+
+def upload(local: str, path: str) -> None:
+    """Copies a local file to a remote path; whoever finds that finds the whole file.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    import tensorflow as tf
+
+    temporary = _temporary(path)
+    try:
+        with _writing(path), _os_errors(path):
+            tf.io.gfile.copy(local, temporary)
+            tf.io.gfile.rename(temporary, path, overwrite=True)
+    except BaseException:
+        with contextlib.suppress(tf.errors.OpError):
+            tf.io.gfile.remove(temporary)
+        raise
+
+
+def _temporary(path: str) -> str:
+    return f"{path}.{uuid.uuid4().hex}.tmp"
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{path} cannot be written: {one_line(error)}; make room there, or name another") from error
 
@@ -269,7 +295,7 @@ def folder_aside(path: str) -> Iterator[str]:
         UserError: it cannot be made or renamed.
     """
     path = os.path.realpath(path)
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    temporary = _temporary(path)
     with _creating(path):
         os.makedirs(temporary)
     try:

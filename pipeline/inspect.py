@@ -35,8 +35,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_enum("split", TRAIN, list(SPLITS), "The split to show.", flag_values=values)
     flags.DEFINE_integer("examples", 24, "How many to show.", lower_bound=1, upper_bound=600, flag_values=values)
     flags.DEFINE_integer("seed", 0, "Other examples for another seed.", lower_bound=0, flag_values=values)
-    if rest := cli.parse(values, argv, __doc__):
-        raise UsageError(f"unexpected argument {rest[0]}")
+    cli.parse_flags(values, argv, __doc__)
     cli.require(values, "data", "output")
     if not values.output.endswith(".png"):
         raise UsageError(f"--output={values.output}; name a .png")

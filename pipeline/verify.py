@@ -24,7 +24,7 @@ from absl import flags
 from tqdm import tqdm
 
 from pipeline import cli, example, features, files, manifest, shards, tensors, tfrecord
-from pipeline.errors import UsageError, UserError, one_line
+from pipeline.errors import UserError, one_line
 from pipeline.manifest import FileInfo, Manifest, ShardInfo
 from pipeline.shards import SPLITS, Partition, Shard
 
@@ -36,8 +36,7 @@ def main(argv: Sequence[str]) -> None:
     """Verifies the dataset that a command line names."""
     values = flags.FlagValues()
     flags.DEFINE_string("data", None, "The directory of a dataset, local or remote.", flag_values=values)
-    if rest := cli.parse(values, argv, __doc__):
-        raise UsageError(f"unexpected argument {rest[0]}")
+    cli.parse_flags(values, argv, __doc__)
     cli.require(values, "data")
     verify(values.data)
 

@@ -120,7 +120,7 @@ def scalars(workdir, tag):
     return {step: float(tf.make_ndarray(value.tensor)) for step, found, value in events(workdir) if found == tag}
 
 
-def write_video(path, frames, codec="libx264", sound=None, times=None, rotation=0, aspect=None):
+def write_video(path, frames, codec="libx264", sound=None, times=None, last=None, rotation=0, aspect=None):
     """Writes a video of 25 frames a second, or of frames at times in milliseconds, with some seconds of a tone."""
     options = {"movflags": "+faststart"} if str(path).endswith(".mp4") else {}
     with av.open(str(path), "w", options=options) as output:
@@ -144,13 +144,17 @@ def write_video(path, frames, codec="libx264", sound=None, times=None, rotation=
             if times:
                 frame.pts, frame.time_base = times[number], Fraction(1, 1000)
             output.mux(streams[0].encode(frame))
+        if last:
+            packets = streams[0].encode(None)
+            max(packets, key=lambda packet: packet.pts).duration = last
+            output.mux(packets)
         if sound:
             for block in range(20):
                 tone = np.sin(np.arange(block * 1024, (block + 1) * 1024) / 10).astype(np.float32)
                 frame = av.AudioFrame.from_ndarray(np.stack([tone, tone]), format="fltp", layout="stereo")
                 frame.sample_rate, frame.pts = 44100, block * 1024
                 output.mux(streams[-1].encode(frame))
-        for stream in streams:
+        for stream in streams if not last else streams[1:]:
             output.mux(stream.encode(None))
 
 

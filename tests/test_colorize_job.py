@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beam_jobs import colorize, picture_writer
+from beam_jobs import colorize, picture_writer, preprocess
 from pipeline import cli, image
 from tests.helpers import encoded, noise
 from trainer import colorizer
@@ -117,6 +117,28 @@ def test_a_picture_that_was_mended_is_colorized(run, photos, tmp_path):
     assert "images/photos/inner/text.jpg.png" in pictures(out)
     assert summary(out)["pictures"] == {"images": {"colorized": 32, "listed": 32}}
     assert (out / "rejects.jsonl").read_text() == ""
+
+
+def test_a_picture_that_changed_is_not_taken_for_its_old_result(run, photos, tmp_path):
+    out = tmp_path / "out"
+    assert call(run, out, f"--source=images:{photos}") == 0
+    (photos / "1.jpg").write_text("no picture any more")
+    (photos / "2.jpg").write_bytes(encoded(noise(77, 88, 5), "JPEG"))
+    assert call(run, out, f"--source=images:{photos}") == 0
+    assert summary(out)["pictures"] == {"images": {"colorized": 30, "listed": 32, "not_an_image": 2}}
+    assert image.decode(pictures(out)["images/photos/2.jpg.png"]).shape == (77, 88, 3)
+
+
+def test_a_dataset_is_not_made_in_its_place(run, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert call(run, out, f"--source=images:{photos}") == 0
+    made = pictures(out)
+    options = ["--config=configs/demo.py", f"--source=images:{photos}", f"--output={out}"]
+    for extra in ([], ["--overwrite"]):
+        assert cli.run(preprocess.main, ["preprocess", *options, *extra]) == 1
+        assert "holds what another kind of job made" in capsys.readouterr().err
+    assert pictures(out) == made
+    assert call(run, out, f"--source=images:{photos}") == 0
 
 
 def test_pictures_without_color_are_counted_and_named(run, photos, tmp_path, capsys, monkeypatch):

@@ -11,6 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 from pipeline import cli, color, image
+from pipeline import files as own_files
 from pipeline.errors import UserError
 from pipeline.image import ResizeMode
 from tests import helpers
@@ -182,19 +183,19 @@ def test_what_is_written_is_described(exported, finished, tmp_path):
 
 def test_a_remote_output(exported, tmp_path, monkeypatch):
     """The saved model is complete once its last file is there; a failure leaves nothing."""
-    copied, copy = [], tf.io.gfile.copy
+    copied, upload = [], own_files.upload
 
     def export_to(output):
         with export._aside(output) as folder:
             shutil.copytree(exported / "exported", folder, dirs_exist_ok=True)
 
-    def copy_or_fail(path, target):
+    def upload_or_fail(path, target):
         if target.endswith("full/saved_model/saved_model.pb"):
-            raise tf.errors.ResourceExhaustedError(None, None, "no space left")
+            raise UserError(f"{target} cannot be written: no space left")
         copied.append(target)
-        copy(path, target)
+        upload(path, target)
 
-    monkeypatch.setattr(tf.io.gfile, "copy", copy_or_fail)
+    monkeypatch.setattr(own_files, "upload", upload_or_fail)
     export_to(f"file://{tmp_path}/out")
     assert copied[-1] == f"file://{tmp_path}/out/saved_model/saved_model.pb"
     assert files_below(tmp_path / "out") == files_below(exported / "exported")
@@ -221,6 +222,7 @@ def test_a_model_that_differs_is_not_exported(finished, tiny_extractor, tmp_path
         (["--output=x"], 2, "--workdir is missing"),
         (["--workdir=x"], 2, "--output is missing"),
         (["--workdir=absent", "--output=x"], 1, "holds no run"),
+        (["--workdir=x", "--output=y", "z"], 2, "unexpected argument z"),
         (["--workdir=RUN", "--output=FOLDER"], 1, "holds config.json; name a new directory"),
         (["--workdir=RUN", "--output=FOLDER/config.json"], 1, "name a new directory"),
     ],

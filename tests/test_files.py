@@ -127,6 +127,18 @@ def test_a_place_that_cannot_be_had_is_named(tmp_path, aside):
     assert [path.name for path in tmp_path.rglob("*")] == ["taken", "by"]
 
 
+def test_an_upload_that_fails_midway_leaves_nothing(tmp_path, monkeypatch):
+    def half(local, path, overwrite=False):
+        Path(path.removeprefix("file://")).write_text("half of it")
+        raise tf.errors.UnavailableError(None, None, "gone")
+
+    monkeypatch.setattr(tf.io.gfile, "copy", half)
+    (tmp_path / "local").write_text("all of it")
+    with pytest.raises(UserError, match="file cannot be written: gone; make room"):
+        files.upload(str(tmp_path / "local"), f"file://{tmp_path}/file")
+    assert [path.name for path in tmp_path.iterdir()] == ["local"]
+
+
 def test_a_remote_file_made_aside(tmp_path):
     with files.aside(f"file://{tmp_path}/file") as temporary:
         Path(temporary).write_text("all of it")

@@ -119,7 +119,13 @@ def test_names_are_text_whatever_they_hold(evaluated, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("metrics.json", b"{"), ("metrics.json", b"[]"), ("pictures.jsonl", b"{}\n{"), ("best-0.png", b"")],
+    [
+        ("metrics.json", b"{"),
+        ("metrics.json", b"[]"),
+        ("pictures.jsonl", b"{}"),
+        ("pictures.jsonl", b""),
+        ("best-0.png", b""),
+    ],
 )
 def test_damaged_findings(evaluated, tmp_path, capsys, name, content):
     run = shutil.copytree(evaluated, tmp_path / "run")
@@ -129,6 +135,12 @@ def test_damaged_findings(evaluated, tmp_path, capsys, name, content):
     assert message.startswith(f"error: {run}/evaluation")
     assert message.endswith("run trainer.evaluate again")
     assert not (run / "report.html").exists() or (run / "report.html").read_text() == page(evaluated)
+
+
+def test_a_run_that_has_recorded_nothing(evaluated, tmp_path):
+    run = shutil.copytree(evaluated, tmp_path / "run")
+    shutil.rmtree(run / "tensorboard")
+    assert "The run has recorded nothing yet." in texts(page(run))
 
 
 def test_no_run(tmp_path, capsys):

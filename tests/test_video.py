@@ -69,6 +69,20 @@ def test_times_that_are_not_even(run, tmp_path):
     assert [time for _, time in frames(tmp_path / "out/clip.mkv")] == [0, 0.1, 0.13, 0.7, 1.9, 2.0]
 
 
+@pytest.mark.parametrize("name", ["clip.mkv", "clip.mp4"])
+def test_the_last_frame_stands_as_long(run, tmp_path, name):
+    source = tmp_path / name
+    write_video(source, ramp(4), times=[0, 1000, 2000, 3000], last=5000)
+
+    def seconds(path):
+        with av.open(str(path)) as container:
+            return container.duration / av.time_base
+
+    assert seconds(source) == pytest.approx(8, abs=0.1)
+    assert call(run, tmp_path / "out", source) == 0
+    assert seconds(tmp_path / "out" / name) == pytest.approx(8, abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("codec", "name", "result"),
     [("mpeg4", "Clip.AVI", "Clip.mkv"), ("libvpx-vp9", "clip.webm", "clip.mkv"), ("mjpeg", "clip.mov", "clip.mov")],
@@ -132,7 +146,7 @@ def test_bad_videos_are_named_and_leave_nothing(run, tmp_path, capsys):
     message = capsys.readouterr().err
     assert "4 of 6 files could not be colorized" in message
     assert f"{tmp_path}/text.mp4 (FFmpeg: Invalid data found when processing input)" in message
-    assert "sound.mp4 (not_an_image: a file without frames)" in message
+    assert "sound.mp4 (not_an_image: a file without frames that can be decoded)" in message
     assert "absent.mov (No such file or directory)" in message
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.mp4", "photo.png"]
 
@@ -144,8 +158,58 @@ def test_a_video_that_was_cut_short_is_written_and_named(run, tmp_path, capsys, 
     size = source.stat().st_size
     source.write_bytes(source.read_bytes()[: size // 2])
     assert call(run, tmp_path / "out", source) == 1
-    assert f"{source} (damaged parts: {count}; {tmp_path}/out/{name} shows what is left)" in capsys.readouterr().err
+    assert f"{source} ({count})" in capsys.readouterr().err
     assert 15 < len(frames(tmp_path / "out" / name)) < 45
+
+
+@pytest.mark.parametrize(("place", "tag"), [("vids", b"FMP4"), ("auds", None)])
+def test_what_no_codec_is_known_for(run, tmp_path, capsys, place, tag):
+    source = tmp_path / "clip.avi"
+    write_video(source, ramp(3), codec="mpeg4", sound="ac3")
+    data = source.read_bytes()
+    if tag is not None:
+        data = data.replace(tag, b"ZZZZ")
+    else:
+        header = data.index(b"strf", data.index(b"auds")) + 8
+        data = data[:header] + b"\x99\x99" + data[header + 2 :]
+    source.write_bytes(data)
+    assert call(run, tmp_path / "out", source) == 1
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    if tag is not None:
+        assert "a file without frames that can be decoded" in message
+    else:
+        assert f"1 videos have damaged parts, which their results lack: {source} (1)" in message
+        assert len(frames(tmp_path / "out/clip.mkv")) == 3
+
+
+def test_a_longer_stream_of_another_kind_is_no_damage(run, tmp_path):
+    """A second picture stream goes on for seconds after the first has ended."""
+    source = tmp_path / "clip.mkv"
+    with av.open(str(source), "w") as output:
+        streams = [output.add_stream("ffv1", rate=10, width=64, height=48, pix_fmt="bgr0") for _ in range(2)]
+        streams[0].disposition = av.stream.Disposition.default
+        for stream, count in zip(streams, (10, 80), strict=True):
+            for rgb in ramp(1) * count:
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+            output.mux(stream.encode(None))
+    assert call(run, tmp_path / "out", source) == 0
+    assert len(frames(tmp_path / "out/clip.mkv")) == 10
+
+
+def test_high_definition_that_does_not_say_so(run, tmp_path):
+    """Players take it for BT.709, so that this is what its gray levels are read by, too."""
+    green = np.zeros((720, 64, 3), np.uint8)
+    green[..., 1] = 160
+    source = tmp_path / "clip.mkv"
+    frame = av.VideoFrame.from_ndarray(green, format="rgb24").reformat(format="yuv420p", dst_colorspace="ITU709")
+    frame.colorspace = 2  # unspecified
+    with av.open(str(source), "w") as output:
+        stream = output.add_stream("ffv1", rate=25, width=64, height=720, pix_fmt="yuv420p")
+        output.mux([*stream.encode(frame), *stream.encode(None)])
+    assert call(run, tmp_path / "out", source) == 0
+    ((colored, _),) = frames(tmp_path / "out/clip.mkv")
+    assert abs(color.rgb_to_l(colored).mean() - color.rgb_to_l(green).mean()) < 2
 
 
 def test_a_playlist_opens_no_other_file(run, tmp_path, capsys):
@@ -168,6 +232,7 @@ def test_sound_that_does_not_fit_is_encoded_anew(run, tmp_path):
 
     before, after = waveform(tmp_path / "clip.wmv"), waveform(tmp_path / "out/clip.mkv")
     loudest = np.argmax(np.abs(np.fft.rfft(before[4096:12288]))), np.argmax(np.abs(np.fft.rfft(after[4096:12288])))
+    assert before.size <= after.size < before.size + 3 * 1024  # what an encoder puts before and behind
     assert loudest[0] == loudest[1] == pytest.approx(8192 / (2 * np.pi * 10), abs=1)  # the tone of `write_video`
 
 

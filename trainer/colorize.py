@@ -88,7 +88,8 @@ def _colorize_all(own: Colorizer, tasks: Sequence[Task], smoothing: float) -> Ou
         with tqdm(total=len(stills), desc="colorize", unit="image", disable=None) as bar:
             outcome.add(pictures.colorize(own, stills, bar.update))
     for task in videos:
-        outcome.add(_video().colorize(own, task, smoothing))
+        with outcome.naming(task.path):
+            outcome.add(_video().colorize(own, task, smoothing))
     return outcome
 
 
@@ -105,14 +106,24 @@ def _video() -> ModuleType:
     return video
 
 
+def _is_result(path: str) -> bool:
+    return _video().is_result(path) if is_video(path) else pictures.is_result(path)
+
+
 def _report(outcome: Outcome, tasks: Sequence[Task]) -> None:
     """Names what did not go well, in the order in which it was named to us."""
     gray = [task.path for task in tasks if task.path in outcome.gray]
     if gray:
         _LOGGER.warning("WARNING: the model knew no color for %d of them, which are gray: %s", len(gray), _list(gray))
     failures = [f"{task.path} ({outcome.failures[task.path]})" for task in tasks if task.path in outcome.failures]
+    damaged = [f"{task.path} ({outcome.damaged[task.path]})" for task in tasks if task.path in outcome.damaged]
+    messages = []
     if failures:
-        raise UserError(f"{len(failures)} of {len(tasks)} files could not be colorized: {_list(failures)}")
+        messages.append(f"{len(failures)} of {len(tasks)} files could not be colorized: {_list(failures)}")
+    if damaged:
+        messages.append(f"{len(damaged)} videos have damaged parts, which their results lack: {_list(damaged)}")
+    if messages:
+        raise UserError("; ".join(messages))
 
 
 def _list(texts: Sequence[str]) -> str:
@@ -149,8 +160,7 @@ def _check_target(task: Task, sources: Set[str]) -> None:
     if os.path.realpath(task.target) in sources:
         raise UserError(f"{task.target} would be overwritten by the result of {task.path}; name another --output")
     try:
-        known = _video().is_result if is_video(task.path) else pictures.is_result
-        replaceable = not files.exists(task.target) or known(task.target)
+        replaceable = not files.exists(task.target) or _is_result(task.target)
     except OSError as error:
         raise UserError(f"{task.target} cannot be read: {one_line(error)}; start again") from error
     if not replaceable:

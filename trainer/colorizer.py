@@ -16,6 +16,10 @@ from trainer import trained
 from trainer.models.base import ColorModel
 from trainer.trained import Trained
 
+# Pictures that are colorized together, and how many pixels these may have in all, unless one alone has more: whoever
+# colorizes many has up to three batches in memory.
+BATCH = 8
+PIXELS = 32 << 20
 # Converted at a time: Lab takes 50 times the memory of the picture, and of so many pixels it stays in the cache.
 _STRIP_PIXELS = 1 << 14
 _TILE = 1024  # rows and columns that the network is shown at a time, besides those around them

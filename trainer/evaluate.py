@@ -26,10 +26,10 @@ from pipeline import cli, files, image, reader, tensors
 from pipeline.errors import UsageError, UserError, one_line
 from pipeline.example import Example
 from pipeline.image import ResizeMode
-from pipeline.rejects import RejectedImage
 from pipeline.shards import SPLITS, TRAIN, VALIDATION
 from trainer import evaluation, trained
 from trainer.evaluation import METHODS, MODEL, Evaluator, Interval, Measured
+from trainer.tasks import Outcome
 
 _LOGGER = logging.getLogger("trainer.evaluate")
 FOLDER = "evaluation"
@@ -75,19 +75,20 @@ def evaluate(
     """
     run = trained.load(work_dir)
     evaluator = Evaluator(run.model, run.dataset.splits[TRAIN].colors)
-    failures: list[str] = []
+    outcome = Outcome()
     if data is not None:
         dataset = reader.open_dataset(data)
         resize_mode, count = dataset.manifest.resize_mode, dataset.manifest.splits[split].examples
         examples = reader.examples(dataset, split)
     else:
-        paths = list(dict.fromkeys(path for each in named for path, _ in files.find(each)))
+        paths = files.find_all(named)
         resize_mode, count = run.dataset.resize_mode, len(paths)
-        examples = _examples(paths, resize_mode, failures)
+        examples = _examples(paths, resize_mode, outcome)
     rows, selection = [], Selection()
     for each in tqdm(evaluator.measure(examples), total=count, desc="evaluate", unit="image", disable=None):
         rows.append(each.without_pictures())
         selection.add(each)
+    failures = [f"{path} ({reason})" for path, reason in outcome.failures.items()]
     if not rows:
         raise UserError(f"there is nothing to measure: {'; '.join(failures) or f'{data} has no {split} examples'}")
     figures = evaluation.summarize(np.stack([each.values for each in rows]))
@@ -98,17 +99,14 @@ def evaluate(
     return figures
 
 
-def _examples(paths: Sequence[str], resize_mode: ResizeMode, failures: list[str]) -> Iterator[Example]:
+def _examples(paths: Sequence[str], resize_mode: ResizeMode, outcome: Outcome) -> Iterator[Example]:
     """Files as a dataset would hold them."""
     for path in paths:
-        try:
-            rgb = image.decode(files.read(path))
-        except OSError as error:
-            failures.append(f"{path} ({error.strerror or one_line(error)})")
-        except RejectedImage as error:
-            failures.append(f"{path} ({error})")
-        else:
-            yield Example(path, "pictures", "", tensors.from_image(rgb, resize_mode))
+        own = None
+        with outcome.naming(path):
+            own = tensors.from_image(image.decode(files.read(path)), resize_mode)
+        if own is not None:
+            yield Example(path, "pictures", "", own)
 
 
 class Selection:
@@ -135,7 +133,7 @@ class Selection:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Evaluation:
     """What is written of an evaluation.
 
     Attributes:
@@ -149,7 +147,7 @@ class Found:
     pictures: list[dict[str, Any]]
 
 
-def load(work_dir: str) -> Found | None:
+def load(work_dir: str) -> Evaluation | None:
     """Reads what the last evaluation of a run found; None where there was none.
 
     Raises:
@@ -165,9 +163,22 @@ def load(work_dir: str) -> Found | None:
             method: {name: Interval(**own) for name, own in of_method.items()}
             for method, of_method in metrics["figures"].items()
         }
+        _check(pictures)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # what it holds may be anything
         raise UserError(f"{folder} is damaged ({one_line(error)}); run trainer.evaluate again") from error
-    return Found(metrics, figures, pictures)
+    return Evaluation(metrics, figures, pictures)
+
+
+def _check(pictures: list[dict[str, Any]]) -> None:
+    """Looks for what every line of pictures.jsonl has; raises what Python does where something is missing."""
+    if not pictures:
+        raise ValueError("it has no pictures")
+    for picture in pictures:
+        values = [picture["colorfulness"]]
+        values += [picture[method][name] for method in METHODS for name in ("ab_error", "colorfulness")]
+        if not all(isinstance(value, float) for value in values):
+            raise TypeError("figures that are no numbers")
+        _ = picture["source"], picture["label"]
 
 
 def describe(figures: dict[str, dict[str, Interval]], count: int) -> str:

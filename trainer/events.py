@@ -28,6 +28,8 @@ def scalars(work_dir: str) -> Scalars:
                 for value in event.summary.value:
                     if value.metadata.plugin_data.plugin_name == "scalars":
                         found[value.tag][event.step] = float(tf.make_ndarray(value.tensor))
+    except FileNotFoundError:
+        return {}  # it has recorded nothing yet
     except (OSError, tf.errors.OpError) as error:
         raise UserError(f"{folder} cannot be read: {one_line(error)}; name the directory of a run") from error
     return {tag: dict(sorted(values.items())) for tag, values in found.items()}

@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "The directory of a training run.", flag_values=values)
     flags.DEFINE_string("output", None, "The directory for the exported model, a new one.", flag_values=values)
-    cli.parse(values, argv, __doc__)
+    cli.parse_flags(values, argv, __doc__)
     cli.require(values, "workdir", "output")
     export(values.workdir, values.output)
 
@@ -133,8 +133,7 @@ def _upload(folder: str, output: str) -> None:
         for path, name in sorted(files.find(folder), key=lambda each: os.path.basename(each[0]) == _LAST):
             target = os.path.join(output, name)
             files.make_folder(os.path.dirname(target))
-            with writing(target):
-                tf.io.gfile.copy(path, target)
+            files.upload(path, target)
     except BaseException:
         with contextlib.suppress(tf.errors.OpError):
             tf.io.gfile.rmtree(output)

@@ -14,16 +14,13 @@ from PIL.PngImagePlugin import PngInfo
 from pipeline import files, image
 from pipeline.image import Picture
 from trainer.ahead import map_ahead
-from trainer.colorizer import Colorizer, Prepared
+from trainer.colorizer import BATCH, PIXELS, Colorizer, Prepared
 from trainer.tasks import SOFTWARE, Outcome, Task, is_gray
 
-BATCH = 8
-# Of a batch, unless a picture alone has more: three batches are in memory at a time.
-PIXELS = 32 << 20
 _OPEN = 2 * BATCH  # files that are read ahead
 _GRAY = "the model knew no color"
 _HEAD_BYTES = 1024
-_COMPRESSION = 1  # of PNG, from 0 to 9: 6 takes five times as long, and makes photographs no smaller
+COMPRESSION = 1  # of PNG, from 0 to 9: 6 takes five times as long, and makes photographs no smaller
 
 
 class _Opened(NamedTuple):
@@ -125,28 +122,32 @@ class _Flow:
         self._done()
 
 
-def encode(rgb: np.ndarray, alpha: np.ndarray | None, is_gray: bool) -> bytes:
+def encode(rgb: np.ndarray, alpha: np.ndarray | None, is_gray: bool, origin: str = "") -> bytes:
     """The PNG file of a result, which says that it is one.
 
     Args:
         rgb: uint8 [height, width, 3].
         alpha: uint8 [height, width]; None where nothing shows through.
         is_gray: whether the model knew no color; the file says so, too.
+        origin: what it was made of, for `read_result`.
     """
-    buffer, origin = io.BytesIO(), PngInfo()
-    origin.add_text("Software", SOFTWARE)
+    buffer, texts = io.BytesIO(), PngInfo()
+    texts.add_text("Software", SOFTWARE)
     if is_gray:
-        origin.add_text("Comment", _GRAY)
+        texts.add_text("Comment", _GRAY)
+    if origin:
+        texts.add_text("Source", origin)
     Image.fromarray(rgb if alpha is None else np.dstack([rgb, alpha])).save(
-        buffer, format="PNG", pnginfo=origin, compress_level=_COMPRESSION
+        buffer, format="PNG", pnginfo=texts, compress_level=COMPRESSION
     )
     return buffer.getvalue()
 
 
 class Result(NamedTuple):
-    """What a file says that `encode` made: whether the model knew no color."""
+    """What a file says that `encode` made: whether the model knew no color, and what it was made of, or ""."""
 
     is_gray: bool
+    origin: str
 
 
 def read_result(file: BinaryIO) -> Result | None:
@@ -161,7 +162,9 @@ def read_result(file: BinaryIO) -> Result | None:
             texts = picture.info
     except (OSError, SyntaxError, ValueError):  # whatever it is
         return None
-    return Result(texts.get("Comment") == _GRAY) if texts.get("Software") == SOFTWARE else None
+    if texts.get("Software") != SOFTWARE:
+        return None
+    return Result(texts.get("Comment") == _GRAY, texts.get("Source", ""))
 
 
 def is_result(path: str) -> bool:

@@ -24,12 +24,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import koalarization
-from pipeline import cli, files
+from pipeline import cli, files, image
 from pipeline.config import fields
-from pipeline.errors import UsageError, UserError
+from pipeline.errors import UserError
 from pipeline.manifest import Manifest
+from pipeline.rejects import RejectedImage
 from trainer import evaluate, events, workdir
-from trainer.evaluate import Found
+from trainer.evaluate import Evaluation
 from trainer.evaluation import METHODS, MODEL
 from trainer.events import Scalars
 
@@ -55,8 +56,7 @@ def main(argv: Sequence[str]) -> None:
     """Writes the page of the run that a command line names."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "The directory of a training run.", flag_values=values)
-    if rest := cli.parse(values, argv, __doc__):
-        raise UsageError(f"unexpected argument {rest[0]}; the run is named by --workdir=RUN")
+    cli.parse_flags(values, argv, __doc__)
     cli.require(values, "workdir")
     report(values.workdir)
 
@@ -135,7 +135,7 @@ class _Group(NamedTuple):
     errors: dict[str, float]
 
 
-def _quality(work_dir: str, found: Found) -> dict[str, Any]:
+def _quality(work_dir: str, found: Evaluation) -> dict[str, Any]:
     """What the page says about quality."""
     from trainer import plots
 
@@ -178,11 +178,11 @@ def _errors(row: dict[str, Any]) -> dict[str, float]:
 def _picture(work_dir: str, shown: dict[str, Any]) -> _Picture:
     path = os.path.join(work_dir, evaluate.FOLDER, shown["file"])
     try:
-        picture = Image.open(io.BytesIO(files.read(path))).convert("RGB")
-    except OSError as error:
+        picture = image.decode(files.read(path))
+    except (OSError, RejectedImage) as error:
         raise UserError(f"{path} cannot be read; run trainer.evaluate again") from error
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=_QUALITY, subsampling=0)
+    Image.fromarray(picture).save(buffer, format="JPEG", quality=_QUALITY, subsampling=0)
     address = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return _Picture(address, shown["key"] + (f" ({shown['label']})" if shown["label"] else ""), _errors(shown))
 

@@ -12,9 +12,9 @@ from pipeline.image import ResizeMode
 from trainer import image_tf
 from trainer.colorizer import whole
 from trainer.models.base import ColorModel
+from trainer.pictures import COMPRESSION
 
 _STRIP_PIXELS = 1 << 18  # converted at a time: Lab takes 50 times the memory of the picture
-_COMPRESSION = 1  # of PNG: `pictures` says why
 _STEPS = 100  # of a table, for each unit of L, of which a gray level takes a quarter or more
 _LEVEL_OF_L = (
     np.abs(
@@ -81,7 +81,7 @@ class Server(tf.Module):
         rgb, alpha = image_tf.decode(data)
         (ab,) = tf.unstack(self._predict(image_tf.on_white(rgb, alpha)[None]), num=1)
         result = self._join(rgb, ab, color_tf.rgb_to_l)
-        return tf.io.encode_png(tf.concat([result, alpha], axis=-1), compression=_COMPRESSION)
+        return tf.io.encode_png(tf.concat([result, alpha], axis=-1), compression=COMPRESSION)
 
     def _predict(self, pictures: tf.Tensor) -> tf.Tensor:
         """uint8 [N, height, width, 1 or 3] to the normalized a and b, float32 [N, 224, 224, 2]."""

@@ -39,7 +39,7 @@ class Smoother:
         if not self._strength or min(height, width) < _LEAST_SIDE:
             return ab
         gray = cv2.resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), (width, height), interpolation=cv2.INTER_AREA)
-        if self._gray is not None and self._ab is not None and self._gray.shape == gray.shape:
+        if self._gray is not None and self._ab is not None:
             ab = self._mix(gray, ab, self._gray, self._ab)
         self._gray, self._ab = gray, ab
         return ab

@@ -16,7 +16,7 @@ SOFTWARE = "koalarization"  # in each result, so that it is known when it is met
 _VISIBLE = 1.0  # a difference of a or b that a person might see
 # Videos are known by their names, so that of a million pictures none has to be opened twice. The results of the first
 # have the same names; those of others are Matroska files, which hold any sound.
-_KEPT_SUFFIXES = (".m4v", ".mkv", ".mov", ".mp4")
+CONTAINERS = {".m4v": "mp4", ".mkv": "matroska", ".mov": "mov", ".mp4": "mp4"}  # in FFmpeg's terms
 _OTHER_SUFFIXES = (  # of those that FFmpeg reads, those that people have
     ".3gp", ".avi", ".flv", ".m2ts", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv",
 )  # fmt: skip
@@ -36,15 +36,18 @@ class Outcome:
     Attributes:
         failures: the reason for which there is no result, by path.
         gray: paths of what the model knew no color for.
+        damaged: how many parts of a video are missing in its result, by path.
     """
 
     failures: dict[str, str] = dataclasses.field(default_factory=dict)
     gray: set[str] = dataclasses.field(default_factory=set)
+    damaged: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def add(self, other: "Outcome") -> None:
         """Adds what did not go well with other files."""
         self.failures |= other.failures
         self.gray |= other.gray
+        self.damaged |= other.damaged
 
     @contextlib.contextmanager
     def naming(self, path: str) -> Iterator[None]:
@@ -61,7 +64,7 @@ class Outcome:
 
 def is_video(path: str) -> bool:
     """Whether a file has the name of a video."""
-    return os.path.splitext(path)[1].lower() in _KEPT_SUFFIXES + _OTHER_SUFFIXES
+    return os.path.splitext(path)[1].lower() in {*CONTAINERS, *_OTHER_SUFFIXES}
 
 
 def result_name(name: str) -> str:
@@ -69,7 +72,7 @@ def result_name(name: str) -> str:
     stem, suffix = os.path.splitext(name)
     if not is_video(name):
         return f"{stem}.png"
-    return stem + (suffix.lower() if suffix.lower() in _KEPT_SUFFIXES else ".mkv")
+    return stem + (suffix.lower() if suffix.lower() in CONTAINERS else ".mkv")
 
 
 def is_gray(ab: np.ndarray) -> bool:

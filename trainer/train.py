@@ -16,7 +16,6 @@ import tensorflow as tf
 from absl import flags
 
 from pipeline import cli
-from pipeline.errors import UsageError
 from trainer import loop, replicas
 
 
@@ -29,8 +28,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_integer(
         "virtual_replicas", None, "Splits the CPU into so many replicas, on a machine without GPUs.", flag_values=values
     )
-    if rest := cli.parse(values, argv, __doc__):
-        raise UsageError(f"unexpected argument {rest[0]}")
+    cli.parse_flags(values, argv, __doc__)
     cli.require(values, "data", "workdir")
     if values.virtual_replicas is not None:
         replicas.split_cpu(values.virtual_replicas)

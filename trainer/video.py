@@ -24,28 +24,27 @@ from pipeline.errors import UserError
 from pipeline.image import MAX_PIXELS
 from pipeline.rejects import Reason, RejectedImage
 from trainer.ahead import map_ahead
-from trainer.colorizer import Colorizer, Prepared
+from trainer.colorizer import BATCH, PIXELS, Colorizer, Prepared
 from trainer.smoothing import Smoother
-from trainer.tasks import SOFTWARE, Outcome, Task, is_gray
+from trainer.tasks import CONTAINERS, SOFTWARE, Outcome, Task, is_gray
 
-_CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # by how a result's name ends
-
-_BATCH = 8
-_PIXELS = 32 << 20  # of a batch, unless a frame alone has more
 _RATE = Fraction(25)  # frames a second, where a file does not tell
 # Of libx264: a loss that is hardly seen. With "mbtree" the same frames give other bytes each time.
 _OPTIONS = {"crf": "18", "preset": "medium", "x264-params": "no-mbtree=1"}
 _ENCODERS = 8  # threads; another number would give other bytes
+_HIGH_DEFINITION = 720  # rows, from which on BT.709 is usual
+_UNSPECIFIED = 2  # of the colorspaces of H.273
 _CUT_SHORT = 1.0  # seconds that a file may end before it says so
 _READING = {"protocol_whitelist": "none"}  # no file opens another, as a playlist would
 av.logging.set_level(av.logging.PANIC)  # what goes wrong is raised as well
 
 
 class _Frame(NamedTuple):
-    """An upright frame, uint8 [height, width, 3], and its time in units of its stream."""
+    """An upright frame, uint8 [height, width, 3], and its time and duration (0 if unknown) in units of its stream."""
 
     rgb: np.ndarray
     time: int
+    duration: int
 
 
 class _Shown(NamedTuple):
@@ -63,19 +62,29 @@ class _Predicted(NamedTuple):
 
 
 def is_result(path: str) -> bool:
-    """Whether a file, which exists, was written by `colorize`."""
+    """Whether a file, which exists, was written by `colorize`.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     try:
         with _open(path) as before:
-            return SOFTWARE in (before.metadata.get("comment"), before.metadata.get("COMMENT"))  # MP4's, Matroska's
-    except (OSError, av.FFmpegError):  # whatever it is, it is not
-        return False
+            return _comment(before).endswith(SOFTWARE)
+    except av.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise
+        return False  # whatever it is
+
+
+def _comment(container: InputContainer) -> str:
+    return container.metadata.get("comment", container.metadata.get("COMMENT", ""))  # MP4's, Matroska's
 
 
 def colorize(colorizer: Colorizer, task: Task, smoothing: float) -> Outcome:
     """Colorizes a video: H.264 of the same frames at the same times, with its sound.
 
     Rotation is applied; a side of an odd number of pixels gets one more, for H.264 takes none. What FFmpeg cannot
-    decode is left out, and the video named as a failure although there is a result.
+    decode is left out, and the video named as damaged. Sound that the file cannot hold is encoded anew as AAC.
 
     Args:
         colorizer: a trained model.
@@ -91,7 +100,7 @@ def colorize(colorizer: Colorizer, task: Task, smoothing: float) -> Outcome:
         if colors.gray:
             outcome.gray.add(task.path)
         if reader.damaged:
-            raise UserError(f"damaged parts: {reader.damaged}; {task.target} shows what is left")
+            outcome.damaged[task.path] = reader.damaged
     return outcome
 
 
@@ -121,26 +130,27 @@ class _Reader:
         unit: of times, in seconds.
         rate: frames a second, about.
         aspect: of an upright pixel, its width by its height; None where nothing says so.
-        sounds: the streams that are not frames.
+        audio: the streams of sound.
         count: of frames, where the file tells.
         damaged: parts that could not be decoded, so far.
     """
 
     def __init__(self, container: InputContainer):
         self.container = container
-        self.sounds = list(container.streams.audio)
-        self.damaged = 0
+        self.audio = [stream for stream in container.streams.audio if stream.codec_context is not None]
+        self.damaged = len(container.streams.audio) - len(self.audio)  # of which no codec is known
         self._met: list[Packet] = []
         best = container.streams.best("video")
-        if not isinstance(best, VideoStream):
-            raise RejectedImage(Reason.NOT_AN_IMAGE, "a file without frames")
+        if not isinstance(best, VideoStream) or best.codec_context is None:
+            raise RejectedImage(Reason.NOT_AN_IMAGE, "a file without frames that can be decoded")
         self._video = best
         self._video.thread_type = "AUTO"
-        self._size = _check_size(best.codec_context.width, best.codec_context.height)
+        _check_size(best.codec_context.width, best.codec_context.height)  # before one is decoded
         self._decoded = self._decode()
         self._first = next(self._decoded, None)
         if self._first is None:
-            raise RejectedImage(Reason.NOT_AN_IMAGE, "a file without frames")
+            raise RejectedImage(Reason.NOT_AN_IMAGE, "a file without frames that can be decoded")
+        self._size = _check_size(self._first.width, self._first.height)
         self._turns = self._first.rotation // 90
         lying = self._turns % 2 == 1
         self.shape = self._size[:: 1 if lying else -1]
@@ -158,16 +168,25 @@ class _Reader:
         time = (self._first.pts or 0) - step
         for frame in itertools.chain([self._first], self._decoded):
             time = max(time + 1, time + step if frame.pts is None else frame.pts)
-            yield _Frame(self._upright(frame), time)
+            yield _Frame(self._upright(frame), time, frame.duration or 0)
 
     def sound(self) -> list[Packet]:
         """What was met of the sound since this was asked for last."""
         met, self._met = self._met, []
         return met
 
+    @property
+    def comment(self) -> str:
+        """What the file says of itself."""
+        return _comment(self.container)
+
     def _upright(self, frame: VideoFrame) -> np.ndarray:
         width, height = self._size
-        rgb = frame.to_ndarray(format="rgb24", width=width, height=height)  # damaged ones may have another size
+        # Damaged ones may have another size. Where nothing says how colors are encoded, large ones are taken for high
+        # definition, as players do.
+        assumed = Colorspace.ITU709 if height >= _HIGH_DEFINITION else Colorspace.ITU601
+        colorspace = assumed if frame.colorspace == _UNSPECIFIED else None
+        rgb = frame.to_ndarray(format="rgb24", width=width, height=height, src_colorspace=colorspace)
         return np.ascontiguousarray(np.rot90(rgb, self._turns))
 
     def _decode(self) -> Iterator[VideoFrame]:
@@ -184,9 +203,9 @@ class _Reader:
 
     def _packets(self) -> Iterator[Packet]:
         """Frames and sound as they lie in the file, and last what tells a decoder that there are no more."""
-        end = 0.0
+        end = 0.0  # seconds
         try:
-            for packet in self.container.demux(self._video, *self.sounds):
+            for packet in self.container.demux(self._video, *self.audio):
                 if packet.pts is not None:
                     end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
                 if packet.dts is not None or packet.stream is self._video:
@@ -194,8 +213,21 @@ class _Reader:
         except av.FFmpegError:
             self.damaged += 1
             return
-        promised = ((self.container.start_time or 0) + (self.container.duration or 0)) / av.time_base
-        self.damaged += end < promised - _CUT_SHORT
+        self.damaged += end < self._promised_end() - _CUT_SHORT
+
+    def _promised_end(self) -> float:
+        """When the file says that frames and sound end, in seconds; 0 where it does not, or speaks of other streams."""
+        own = [self._video, *self.audio]
+        ends = [
+            ((each.start_time or 0) + each.duration) * each.time_base
+            for each in own
+            if each.duration and each.time_base
+        ]
+        if ends:
+            return float(max(ends))
+        if len(self.container.streams) > len(own):
+            return 0.0
+        return ((self.container.start_time or 0) + (self.container.duration or 0)) / av.time_base
 
 
 def _check_size(width: int, height: int) -> tuple[int, int]:
@@ -219,7 +251,7 @@ class _Colors:
 
     def frames(self) -> Iterator[_Frame]:
         """All frames in color; some are decoded and some joined while others are predicted."""
-        batch = min(_BATCH, max(1, _PIXELS // math.prod(self._reader.shape)))
+        batch = min(BATCH, max(1, PIXELS // math.prod(self._reader.shape)))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             shown = map_ahead(pool, self._prepare, self._reader.frames(), batch)
             yield from map_ahead(pool, self._join, self._predict(shown, batch), batch)
@@ -236,11 +268,11 @@ class _Colors:
 
     def _join(self, predicted: _Predicted) -> _Frame:
         frame, ab = predicted
-        return _Frame(self._colorizer.join(frame.rgb, ab), frame.time)
+        return frame._replace(rgb=self._colorizer.join(frame.rgb, ab))
 
 
 def _write(path: str, task: Task, reader: _Reader, colors: _Colors) -> None:
-    container = _CONTAINERS[os.path.splitext(task.target)[1]]
+    container = CONTAINERS[os.path.splitext(task.target)[1]]
     options = {"fflags": "+bitexact"} | ({} if container == "matroska" else {"movflags": "+faststart"})
     with (
         av.open(path, "w", format=container, options=options) as output,
@@ -269,8 +301,9 @@ class _Writer:
         context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.ITU709
         if reader.aspect:
             context.sample_aspect_ratio = reader.aspect
-        self._sounds = {sound.index: _Sound(output, sound) for sound in reader.sounds}
-        output.metadata.update(reader.container.metadata | {"comment": SOFTWARE})
+        self._audio = {stream.index: _Audio(output, stream) for stream in reader.audio}
+        self._durations: dict[int, int] = {}  # by time, of frames that the encoder holds
+        output.metadata.update(reader.container.metadata | {"comment": f"{reader.comment} {SOFTWARE}".strip()})
 
     def write(self, frame: _Frame) -> None:
         """Adds a frame, and the sound that was met on the way to it."""
@@ -278,25 +311,31 @@ class _Writer:
         picture = VideoFrame.from_ndarray(np.pad(frame.rgb, [*odd, (0, 0)], mode="edge"), format="rgb24")
         picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
         picture.pts, picture.time_base = frame.time, self._reader.unit
-        self._output.mux(self._video.encode(picture))
+        self._durations[frame.time] = frame.duration
+        self._encode(picture)
         self._copy_sound()
 
     def end(self) -> None:
         """Adds what was held back."""
         self._copy_sound()
-        self._output.mux(self._video.encode(None))
-        for sound in self._sounds.values():
-            self._output.mux(sound.end())
+        self._encode(None)
+        for stream in self._audio.values():
+            self._output.mux(stream.end())
+
+    def _encode(self, picture: VideoFrame | None) -> None:
+        for packet in self._video.encode(picture):
+            packet.duration = self._durations.pop(packet.pts or 0, 0)  # which else the rate would give
+            self._output.mux(packet)
 
     def _copy_sound(self) -> None:
         for packet in self._reader.sound():
             try:
-                self._output.mux(self._sounds[packet.stream.index].packets(packet))
+                self._output.mux(self._audio[packet.stream.index].packets(packet))
             except (av.ArgumentError, av.InvalidDataError):  # no later than the one before it, or not to be decoded
                 self._reader.damaged += 1
 
 
-class _Sound:
+class _Audio:
     """A stream of sound as it is, or where the file cannot hold such, encoded anew."""
 
     def __init__(self, output: OutputContainer, source: AudioStream):
@@ -313,10 +352,13 @@ class _Sound:
     def packets(self, packet: Packet) -> list[Packet]:
         """What a packet of the source becomes."""
         if self._encodes:
-            return [each for frame in self._source.codec_context.decode(packet) for each in self._stream.encode(frame)]
+            return self._encoded(packet)
         packet.stream = self._stream
         return [packet]
 
     def end(self) -> list[Packet]:
         """What was held back."""
-        return self._stream.encode(None) if self._encodes else []
+        return [*self._encoded(None), *self._stream.encode(None)] if self._encodes else []
+
+    def _encoded(self, packet: Packet | None) -> list[Packet]:
+        return [each for frame in self._source.codec_context.decode(packet) for each in self._stream.encode(frame)]

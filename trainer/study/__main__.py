@@ -74,8 +74,7 @@ def _study_flags() -> flags.FlagValues:
 
 
 def _parse(values: flags.FlagValues, argv: Sequence[str], help_text: str | None) -> None:
-    if rest := cli.parse(values, argv, help_text):
-        raise UsageError(f"unexpected argument {rest[0]}")
+    cli.parse_flags(values, argv, help_text)
     cli.require(values, "study")
 
 

@@ -9,13 +9,14 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline import color, files, image
-from pipeline.errors import UserError, one_line
+from pipeline.errors import UserError
 from pipeline.filters import Filters
-from pipeline.rejects import Reason, RejectedImage
+from pipeline.rejects import RejectedImage
 from trainer import trained
 from trainer.colorizer import FixedSizeColorizer
 from trainer.study import manifest
 from trainer.study.manifest import PICTURES, Pair, Study
+from trainer.tasks import Outcome
 
 _LOGGER = logging.getLogger("trainer.study")
 _LONG_SIDE = 640  # pixels: it fits most screens, and larger pictures say no more about color
@@ -35,17 +36,18 @@ def make(work_dir: str, output: str, named: Sequence[str]) -> None:
             that cannot be read; in the last case the study is made of the others.
     """
     _check(output)
-    paths = list(dict.fromkeys(path for each in named for path, _ in files.find(each)))
+    paths = files.find_all(named)
     gray: list[str] = []
-    failures: list[str] = []
+    outcome = Outcome()
     with files.folder_aside(output) as folder:
         files.make_folder(os.path.join(folder, PICTURES))
         run = trained.load(work_dir)
         colorizer = FixedSizeColorizer(run.model, run.dataset.resize_mode)
         pairs = []
-        for path, rgb in _pictures(tqdm(paths, desc="make", unit="image", disable=None), gray, failures):
+        for path, rgb in _pictures(tqdm(paths, desc="make", unit="image", disable=None), gray, outcome):
             (predicted,) = colorizer.colorize([rgb])
             pairs.append(Pair(path, _write(folder, rgb), _write(folder, predicted)))
+        failures = [f"{path} ({reason})" for path, reason in outcome.failures.items()]
         if not pairs:
             reasons = [*failures, *(f"{path} (no color)" for path in gray)]
             raise UserError(f"there is no picture in color to show: {'; '.join(reasons)}")
@@ -64,21 +66,26 @@ def _check(output: str) -> None:
         raise UserError(f"--output={output} exists; name a folder that does not, or remove it with its answers")
 
 
-def _pictures(paths: Iterable[str], gray: list[str], failures: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+def _pictures(paths: Iterable[str], gray: list[str], outcome: Outcome) -> Iterator[tuple[str, np.ndarray]]:
     """The path of each picture in color, and what is shown of it: uint8 [height, width, 3]."""
     for path in paths:
-        try:
+        rgb = None
+        with outcome.naming(path):
             rgb = _shrink(image.decode(files.read(path)))
-            _IN_COLOR.check_color(*color.rgb_to_normalized(rgb))
-        except OSError as error:
-            failures.append(f"{path} ({error.strerror or one_line(error)})")
-        except RejectedImage as error:
-            if error.reason is Reason.GRAYSCALE:
-                gray.append(path)
-            else:
-                failures.append(f"{path} ({error})")
-        else:
+        if rgb is None:
+            continue
+        if _is_in_color(rgb):
             yield path, rgb
+        else:
+            gray.append(path)
+
+
+def _is_in_color(rgb: np.ndarray) -> bool:
+    try:
+        _IN_COLOR.check_color(*color.rgb_to_normalized(rgb))
+    except RejectedImage:
+        return False
+    return True
 
 
 def _shrink(rgb: np.ndarray) -> np.ndarray:

@@ -120,7 +120,6 @@ class _Pages:
         response = flask.make_response(flask.render_template("welcome.html", count=len(self._study.pairs), begun=begun))
         response.set_cookie(
             _COOKIE, participant or secrets.token_hex(16), max_age=_COOKIE_SECONDS, httponly=True, samesite="Lax",
-            secure=request.is_secure,
         )  # fmt: skip
         return response
 
