@@ -69,9 +69,9 @@ def test_times_that_are_not_even(run, tmp_path):
     assert [time for _, time in frames(tmp_path / "out/clip.mkv")] == [0, 0.1, 0.13, 0.7, 1.9, 2.0]
 
 
-@pytest.mark.parametrize("name", ["clip.mkv", "clip.mp4"])
-def test_the_last_frame_stands_as_long(run, tmp_path, name):
-    source = tmp_path / name
+def test_the_last_frame_stands_as_long(run, tmp_path):
+    """In Matroska; in MP4, FFmpeg has no place for it."""
+    source = tmp_path / "clip.mkv"
     write_video(source, ramp(4), times=[0, 1000, 2000, 3000], last=5000)
 
     def seconds(path):
@@ -80,7 +80,7 @@ def test_the_last_frame_stands_as_long(run, tmp_path, name):
 
     assert seconds(source) == pytest.approx(8, abs=0.1)
     assert call(run, tmp_path / "out", source) == 0
-    assert seconds(tmp_path / "out" / name) == pytest.approx(8, abs=0.1)
+    assert seconds(tmp_path / "out/clip.mkv") == pytest.approx(8, abs=0.1)
 
 
 @pytest.mark.parametrize(
