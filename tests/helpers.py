@@ -18,6 +18,16 @@ from trainer.models.koalarization import Koalarization
 from trainer.study import manifest
 from trainer.study.manifest import Pair, Study
 
+# A program of ours, with the extractor of `tiny_extractor`.
+TINY = """
+import importlib
+from trainer.models import extractor
+from pipeline import cli
+from tests import helpers
+extractor.create = helpers.tiny_extractor
+cli.launch(importlib.import_module("{}").main)
+"""
+
 
 class ToyModel(ColorModel):
     """Predicts ab from L by one pointwise layer."""

@@ -1,7 +1,10 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from PIL import Image
 
 from beam_jobs import colorize, picture_writer, preprocess
 from pipeline import cli, image
-from tests.helpers import encoded, noise
+from tests.helpers import TINY, encoded, noise
 from trainer import colorizer
 from trainer.colorizer import Colorizer
 
@@ -107,6 +110,42 @@ def test_a_job_goes_on_with_what_is_missing(run, photos, tmp_path, capsys, monke
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.png")} == before
     assert (out / "colorized.json").read_bytes() == counted
     assert "all of it stood there and was checked" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_again_and_again_ends_the_same(finished, photos, tmp_path):
+    """With a file that is no picture, and pictures of one name, among them."""
+    sources = [f"--source=images:{photos}", f"--source=images:{tmp_path}/twice.tar"]
+    with tarfile.open(tmp_path / "twice.tar", "w") as tar:
+        for number in range(2):
+            data = encoded(noise(20, 20, number))
+            member = tarfile.TarInfo("twice.png")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+    def start(output):
+        program = TINY.format("beam_jobs.colorize")
+        command = [sys.executable, "-c", program, f"--workdir={finished[0]}", f"--output={output}", *sources]
+        return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait(200) == 0
+    out = tmp_path / "out"
+    for number in (6, 20):  # of results when the kill comes
+        job = start(out)
+        deadline = time.monotonic() + 200
+        while len(list(out.rglob("*.png"))) < number:
+            assert job.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        job.kill()
+        job.wait()
+    assert len(pictures(out)) < 32
+    assert start(out).wait(200) == 0
+    assert pictures(out) == pictures(tmp_path / "whole")
+    assert len(pictures(out)) == 32
+    for name in ("colorized.json", "rejects.jsonl"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list(out.rglob("*.tmp"))
 
 
 def test_a_picture_that_was_mended_is_colorized(run, photos, tmp_path):

@@ -17,21 +17,12 @@ from PIL import Image
 from skimage import data
 
 from pipeline import cli, image, manifest, verify
-from tests.helpers import encoded, write_video
+from tests.helpers import TINY, encoded, write_video
 from trainer import colorize
 
 COUNT = 5000
 COLORIZED = 2000
 VIDEOS = 50
-# `trainer.colorize` with the extractor of `tiny_extractor`, as a program.
-TINY_COLORIZE = """
-from trainer import colorize
-from trainer.models import extractor
-from pipeline import cli
-from tests import helpers
-extractor.create = helpers.tiny_extractor
-cli.launch(colorize.main)
-"""
 SECONDS = 300  # a job that takes as long hangs
 
 
@@ -161,7 +152,13 @@ def test_every_mutated_video_is_colorized_or_named(finished, tmp_path):
         name, content = originals[number % len(originals)]
         mutated = tmp_path / f"in/{number:02d}-{mutate.__name__}-{name}"
         mutated.write_bytes(mutate(content, videos, generator))
-    command = [sys.executable, "-c", TINY_COLORIZE, f"--workdir={finished[0]}", f"--output={tmp_path}/out"]
+    command = [
+        sys.executable,
+        "-c",
+        TINY.format("trainer.colorize"),
+        f"--workdir={finished[0]}",
+        f"--output={tmp_path}/out",
+    ]
     command.append(str(tmp_path / "in"))
     result = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=SECONDS, check=False)
     assert result.returncode == 1, result.stderr
