@@ -1,5 +1,7 @@
 """Errors that a person is meant to read."""
 
+import os
+
 
 class UserError(Exception):
     """A mistake that the user can mend.
@@ -16,3 +18,8 @@ class UsageError(UserError):
 def one_line(error: BaseException) -> str:
     """What an exception of another library says, in one line that is never empty."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def printable(path: str) -> str:
+    """A path as text for files and messages; bytes of a name that are not UTF-8 are escaped."""
+    return os.fsencode(path).decode(errors="backslashreplace")

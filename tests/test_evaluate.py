@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -42,6 +43,14 @@ def test_of_a_dataset(run, compact_dataset, finished, capsys):
     table = capsys.readouterr().out.splitlines()
     assert table[0] == f"{len(keys)} pictures, with 95 % intervals"
     assert [line.split("  ")[0] for line in table[2:]] == [*METHODS, *DIFFERENCES]
+
+
+def test_a_name_that_is_not_utf8(run, tmp_path):
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb") as file:
+        file.write(encoded(noise(40, 30)))
+    assert call(run, tmp_path) == 0
+    (row,) = found(run)[1]
+    assert row["key"] == f"{tmp_path}/caf\\xe9.png"
 
 
 def test_of_pictures(run, tmp_path):

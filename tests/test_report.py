@@ -122,6 +122,7 @@ def test_names_are_text_whatever_they_hold(evaluated, tmp_path):
     [
         ("metrics.json", b"{"),
         ("metrics.json", b"[]"),
+        ("metrics.json", b'{"figures": {}}'),
         ("pictures.jsonl", b"{}"),
         ("pictures.jsonl", b""),
         ("best-0.png", b""),
@@ -135,6 +136,15 @@ def test_damaged_findings(evaluated, tmp_path, capsys, name, content):
     assert message.startswith(f"error: {run}/evaluation")
     assert message.endswith("run trainer.evaluate again")
     assert not (run / "report.html").exists() or (run / "report.html").read_text() == page(evaluated)
+
+
+def test_predictions_that_are_no_numbers(evaluated, tmp_path):
+    run = shutil.copytree(evaluated, tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "evaluation/pictures.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["model"]["colorfulness"] = float("nan")
+    (run / "evaluation/pictures.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert "no prediction is a number" in texts(page(run))
 
 
 def test_a_run_that_has_recorded_nothing(evaluated, tmp_path):

@@ -1,3 +1,4 @@
+import struct
 import sys
 from fractions import Fraction
 
@@ -112,6 +113,27 @@ def test_a_phone_held_upright(run, tmp_path, turn):
     assert frame.rotation == 0
     expected = np.rot90(ramp(1)[0], turn // 90)
     assert np.abs(color.rgb_to_l(frame.to_ndarray(format="rgb24")) - color.rgb_to_l(expected)).mean() < 2
+
+
+def test_a_mirror_image(run, tmp_path):
+    """As cameras on the front of phones note it: a matrix, which no angle alone can say."""
+    source = tmp_path / "clip.mp4"
+    write_video(source, ramp(3))
+    data = source.read_bytes()
+    upright, mirrored = (struct.pack(">5i", first << 16, 0, 0, 0, 1 << 16) for first in (1, -1))
+    track = data.index(b"tkhd")
+    place = data.index(upright, track)
+    source.write_bytes(data[:place] + mirrored + data[place + 20 :])
+    assert call(run, tmp_path / "out", source) == 0
+    expected = ramp(1)[0][:, ::-1]
+    assert np.abs(color.rgb_to_l(frames(tmp_path / "out/clip.mp4")[0][0]) - color.rgb_to_l(expected)).mean() < 2
+
+
+def test_a_clock_that_does_not_begin_at_zero(run, tmp_path):
+    source = tmp_path / "clip.mkv"
+    write_video(source, ramp(4), times=[3600000, 3600040, 3600080, 3600120])
+    assert call(run, tmp_path / "out", source) == 0
+    assert [time for _, time in frames(tmp_path / "out/clip.mkv")] == [0, 0.04, 0.08, 0.12]
 
 
 def test_pixels_that_are_not_square(run, tmp_path):

@@ -23,7 +23,7 @@ from absl import flags
 from tqdm import tqdm
 
 from pipeline import cli, files, image, reader, tensors
-from pipeline.errors import UsageError, UserError, one_line
+from pipeline.errors import UsageError, UserError, one_line, printable
 from pipeline.example import Example
 from pipeline.image import ResizeMode
 from pipeline.shards import SPLITS, TRAIN, VALIDATION
@@ -106,7 +106,7 @@ def _examples(paths: Sequence[str], resize_mode: ResizeMode, outcome: Outcome) -
         with outcome.naming(path):
             own = tensors.from_image(image.decode(files.read(path)), resize_mode)
         if own is not None:
-            yield Example(path, "pictures", "", own)
+            yield Example(printable(path), "pictures", "", own)
 
 
 class Selection:
@@ -163,14 +163,17 @@ def load(work_dir: str) -> Evaluation | None:
             method: {name: Interval(**own) for name, own in of_method.items()}
             for method, of_method in metrics["figures"].items()
         }
-        _check(pictures)
+        _check(metrics, pictures)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # what it holds may be anything
         raise UserError(f"{folder} is damaged ({one_line(error)}); run trainer.evaluate again") from error
     return Evaluation(metrics, figures, pictures)
 
 
-def _check(pictures: list[dict[str, Any]]) -> None:
-    """Looks for what every line of pictures.jsonl has; raises what Python does where something is missing."""
+def _check(metrics: dict[str, Any], pictures: list[dict[str, Any]]) -> None:
+    """Looks for what both files have; raises what Python does where something is missing."""
+    _ = int(metrics["step"]), metrics["protocol"].items()
+    for shown in metrics["shown"]:
+        _ = shown["kind"], shown["file"], shown["key"], shown["label"], [shown[name]["ab_error"] for name in METHODS]
     if not pictures:
         raise ValueError("it has no pictures")
     for picture in pictures:

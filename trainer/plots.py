@@ -70,9 +70,9 @@ def scatter(title: str, x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) 
     """
 
     def draw(axes: Axes) -> None:
-        every = -(-len(x) // _DOTS)
+        every = max(1, -(-len(x) // _DOTS))
         axes.scatter(x[::every], y[::every], s=9, color=COLORS[0], alpha=0.5, linewidths=0)
-        largest = max(x.max(), y.max(), 1) * 1.05
+        largest = max(x.max(initial=1), y.max(initial=1)) * 1.05
         axes.plot(
             [0, largest], [0, largest], color="0.4", linewidth=1, linestyle="--", label="as colorful as the truth"
         )

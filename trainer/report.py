@@ -141,6 +141,8 @@ def _quality(work_dir: str, found: Evaluation) -> dict[str, Any]:
 
     true = np.array([row["colorfulness"] for row in found.pictures])
     predicted = np.array([row[MODEL]["colorfulness"] for row in found.pictures])
+    known = np.isfinite(predicted)  # a model that went wrong may predict what is no number
+    true, predicted = true[known], predicted[known]
     classes = _groups(row | {"group": row["label"]} for row in found.pictures if row["label"])
     few = classes if len(classes) <= 2 * _CLASSES else classes[:_CLASSES] + classes[-_CLASSES:]
     return {
@@ -162,7 +164,9 @@ def _quality(work_dir: str, found: Evaluation) -> dict[str, Any]:
             "Colorfulness of predictions beside that of the truth",
             plots.scatter("Colorfulness of pictures", true, predicted, "of the truth (M3)", "of the prediction (M3)"),
             f"mean {predicted.mean():.1f} of predictions, {true.mean():.1f} of the truth, "
-            f"correlation {_correlation(true, predicted):.2f}",
+            f"correlation {_correlation(true, predicted):.2f}"
+            if known.any()
+            else "no prediction is a number",
         ),
     }
 

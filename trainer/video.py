@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -32,6 +32,10 @@ _RATE = Fraction(25)  # frames a second, where a file does not tell
 # Of libx264: a loss that is hardly seen. With "mbtree" the same frames give other bytes each time.
 _OPTIONS = {"crf": "18", "preset": "medium", "x264-params": "no-mbtree=1"}
 _ENCODERS = 8  # threads; another number would give other bytes
+_ORIENTATIONS = {  # turns and mirroring by the numbers of `_orientation`
+    (1, 0, 0, 1): (0, False), (0, -1, 1, 0): (1, False), (-1, 0, 0, -1): (2, False), (0, 1, -1, 0): (3, False),
+    (-1, 0, 0, 1): (0, True), (0, -1, -1, 0): (1, True), (1, 0, 0, -1): (2, True), (0, 1, 1, 0): (3, True),
+}  # fmt: skip
 _HIGH_DEFINITION = 720  # rows, from which on BT.709 is usual
 _UNSPECIFIED = 2  # of the colorspaces of H.273
 _CUT_SHORT = 1.0  # seconds that a file may end before it says so
@@ -151,7 +155,7 @@ class _Reader:
         if self._first is None:
             raise RejectedImage(Reason.NOT_AN_IMAGE, "a file without frames that can be decoded")
         self._size = _check_size(self._first.width, self._first.height)
-        self._turns = self._first.rotation // 90
+        self._turns, self._is_mirrored = _orientation(self._first)
         lying = self._turns % 2 == 1
         self.shape = self._size[:: 1 if lying else -1]
         self.unit = best.time_base or 1 / _RATE
@@ -165,9 +169,10 @@ class _Reader:
         """All frames, in the order of their times."""
         assert self._first is not None
         step = max(1, round(1 / self.rate / self.unit))
-        time = (self._first.pts or 0) - step
+        start = round(self._start / self.unit)
+        time = (self._first.pts or 0) - start - step
         for frame in itertools.chain([self._first], self._decoded):
-            time = max(time + 1, time + step if frame.pts is None else frame.pts)
+            time = max(time + 1, time + step if frame.pts is None else frame.pts - start)
             yield _Frame(self._upright(frame), time, frame.duration or 0)
 
     def sound(self) -> list[Packet]:
@@ -187,7 +192,8 @@ class _Reader:
         assumed = Colorspace.ITU709 if height >= _HIGH_DEFINITION else Colorspace.ITU601
         colorspace = assumed if frame.colorspace == _UNSPECIFIED else None
         rgb = frame.to_ndarray(format="rgb24", width=width, height=height, src_colorspace=colorspace)
-        return np.ascontiguousarray(np.rot90(rgb, self._turns))
+        upright = np.rot90(rgb, self._turns)
+        return np.ascontiguousarray(upright[:, ::-1] if self._is_mirrored else upright)
 
     def _decode(self) -> Iterator[VideoFrame]:
         for packet in self._packets():
@@ -208,12 +214,25 @@ class _Reader:
             for packet in self.container.demux(self._video, *self.audio):
                 if packet.pts is not None:
                     end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-                if packet.dts is not None or packet.stream is self._video:
+                if packet.stream is self._video:
                     yield packet
+                elif packet.dts is not None:
+                    yield self._from_start(packet)
         except av.FFmpegError:
             self.damaged += 1
             return
         self.damaged += end < self._promised_end() - _CUT_SHORT
+
+    @property
+    def _start(self) -> Fraction:
+        """When the file begins, in seconds: the clocks of broadcasts show any time."""
+        return max(Fraction(0), Fraction(self.container.start_time or 0, av.time_base))
+
+    def _from_start(self, packet: Packet) -> Packet:
+        start = round(self._start / packet.time_base)
+        packet.dts = (packet.dts or 0) - start
+        packet.pts = None if packet.pts is None else packet.pts - start
+        return packet
 
     def _promised_end(self) -> float:
         """When the file says that frames and sound end, in seconds; 0 where it does not, or speaks of other streams."""
@@ -227,7 +246,18 @@ class _Reader:
             return float(max(ends))
         if len(self.container.streams) > len(own):
             return 0.0
-        return ((self.container.start_time or 0) + (self.container.duration or 0)) / av.time_base
+        return (self.container.duration or 0) / av.time_base  # Matroska counts it from 0, whenever it starts
+
+
+def _orientation(frame: VideoFrame) -> tuple[int, bool]:
+    """By how many quarters a frame is to be turned, counterclockwise, and whether it is mirrored then."""
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 0, False
+    # x' = a x + c y, y' = b x + d y, in units of 1 / 65536, with a column for translation between them.
+    matrix = np.frombuffer(data, np.int32)[[0, 1, 3, 4]]
+    found = tuple(np.rint(matrix / 65536).astype(int).tolist())
+    return _ORIENTATIONS.get(found, (0, False))  # what is no quarter, or nothing at all, is taken as upright
 
 
 def _check_size(width: int, height: int) -> tuple[int, int]:

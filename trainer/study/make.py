@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline import color, files, image
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from pipeline.filters import Filters
 from pipeline.rejects import RejectedImage
 from trainer import trained
@@ -46,7 +46,7 @@ def make(work_dir: str, output: str, named: Sequence[str]) -> None:
         pairs = []
         for path, rgb in _pictures(tqdm(paths, desc="make", unit="image", disable=None), gray, outcome):
             (predicted,) = colorizer.colorize([rgb])
-            pairs.append(Pair(path, _write(folder, rgb), _write(folder, predicted)))
+            pairs.append(Pair(printable(path), _write(folder, rgb), _write(folder, predicted)))
         failures = [f"{path} ({reason})" for path, reason in outcome.failures.items()]
         if not pairs:
             reasons = [*failures, *(f"{path} (no color)" for path in gray)]

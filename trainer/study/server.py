@@ -146,7 +146,12 @@ class _Pages:
         """A picture, without the times and tags by which two versions of one could be told apart."""
         if name not in self._names:
             raise NotFound
-        response = Response(files.read(os.path.join(self._pictures, name)), mimetype="image/png")
+        try:
+            data = files.read(os.path.join(self._pictures, name))
+        except OSError as error:
+            _LOGGER.error("picture %s cannot be read: %s", name, one_line(error))
+            raise NotFound from error
+        response = Response(data, mimetype="image/png")
         response.headers["Cache-Control"] = f"private, max-age={_COOKIE_SECONDS}, immutable"
         return response
 

@@ -214,7 +214,8 @@ def describe(found: Summary) -> str:
 
 
 def _line(row: Fooled) -> str:
-    return f"  {row.taken_for_real} of {row.answers}  {row.path}"
+    path = row.path.replace("\n", "\\n")
+    return f"  {row.taken_for_real} of {row.answers}  {path}"
 
 
 def _count(number: int, noun: str) -> str:
