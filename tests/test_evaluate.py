@@ -46,11 +46,12 @@ def test_of_a_dataset(run, compact_dataset, finished, capsys):
 
 
 def test_a_name_that_is_not_utf8(run, tmp_path):
-    with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb") as file:
+    (tmp_path / "in").mkdir()
+    with open(os.fsencode(tmp_path / "in") + b"/caf\xe9.png", "wb") as file:
         file.write(encoded(noise(40, 30)))
-    assert call(run, tmp_path) == 0
+    assert call(run, tmp_path / "in") == 0
     (row,) = found(run)[1]
-    assert row["key"] == f"{tmp_path}/caf\\xe9.png"
+    assert row["key"] == f"{tmp_path}/in/caf\\xe9.png"
 
 
 def test_of_pictures(run, tmp_path):
