@@ -34,6 +34,7 @@ class Benchmark:
         store: makes of JPEGs, in a folder, what the ways read.
         measure: runs a way alone, on that folder.
         table: of the medians of each way's figures, and of that folder: lines, of which the last are rows.
+        repetitions: how often each way runs, where nobody says.
     """
 
     module: str
@@ -42,12 +43,13 @@ class Benchmark:
     store: Callable[[list[bytes], Path], None]
     measure: Callable[[str, Path], Figures]
     table: Callable[[dict[str, Figures], Path], Iterable[str]]
+    repetitions: int = 3
 
     def main(self, argv: Sequence[str]) -> None:
         """Runs all ways and prints a table, or within a process of its own one of them."""
         values = flags.FlagValues()
         flags.DEFINE_string("pictures", None, "A folder of JPEGs; else cut from photographs.", flag_values=values)
-        flags.DEFINE_integer("repetitions", 3, "How often each way runs.", flag_values=values)
+        flags.DEFINE_integer("repetitions", self.repetitions, "How often each way runs.", flag_values=values)
         flags.DEFINE_enum("way", None, self.ways, "Runs one way alone and prints its figures.", flag_values=values)
         flags.DEFINE_string("work", None, "The folder that a single way reads.", flag_values=values)
         cli.parse(values, argv, self.text)
