@@ -114,7 +114,7 @@ def _measure(way: str, work: Path) -> harness.Figures:
 def _load(work: Path, native_size: bool = False) -> Colorizer:
     """The model at full size, which has compiled what it needs."""
     own = colorizer.load(f"{work}/full", native_size=native_size)
-    for count in (pictures.BATCH, 1):  # any number of pictures, of any size
+    for count in (colorizer.BATCH, 1):  # any number of pictures, of any size
         own.predict([own.prepare(np.zeros((300 + count, 400 + count, 3), np.uint8))] * count)
     return own
 
@@ -216,7 +216,7 @@ def _bare(own: Colorizer) -> _Side:
     def run(segment: _Segment) -> np.ndarray:
         spent, count = np.zeros(2), 0
         decoded = itertools.chain.from_iterable(map(_decode, segment))
-        while batch := [own.prepare(rgb) for rgb in itertools.islice(decoded, pictures.BATCH)]:
+        while batch := [own.prepare(rgb) for rgb in itertools.islice(decoded, colorizer.BATCH)]:
             start = _now()
             own.predict(batch)
             spent += _now() - start
