@@ -43,6 +43,7 @@ from benchmarks import flicker, harness
 from pipeline import cli, image, tensors
 from pipeline.errors import UserError
 from pipeline.image import ResizeMode
+from pipeline.rejects import RejectedImage
 from trainer import colorizer, pictures, train, video
 from trainer.colorize import DEFAULT_SMOOTHING
 from trainer.colorizer import Colorizer, FixedSizeColorizer, Prepared
@@ -62,12 +63,20 @@ _Side = Callable[[_Segment], np.ndarray]
 
 def _store(own: list[bytes], work: Path) -> None:
     """Makes files, two runs and a video."""
-    _write(work / "jpegs", itertools.islice(itertools.cycle(own), _SEGMENTS * _SEGMENT))
     shown = list(itertools.islice(itertools.cycle(own[:: max(1, len(own) // _SHOWN)]), _SHOWN))
+    photographs = [_photograph(data) for data in shown]
+    _write(work / "jpegs", itertools.islice(itertools.cycle(own), _SEGMENTS * _SEGMENT))
     _write(work / "shown", shown)
     _write(work / "trained", shown * _COPIES)
     _train(work)
-    _write_clip(work / "clip.mp4", image.decode(shown[0]))
+    _write_clip(work / "clip.mp4", photographs[0])
+
+
+def _photograph(data: bytes) -> np.ndarray:
+    try:
+        return image.decode(data)
+    except RejectedImage as error:
+        raise UserError(f"--pictures holds a file that is no picture ({error}); name a folder of JPEGs") from error
 
 
 def _write(folder: Path, files: Iterable[bytes]) -> None:
