@@ -146,10 +146,7 @@ def _write_summary(reports: Sequence[str], counts: _Counts, gray: int, some_gray
     """
     rejects = FileSystems.join(output, manifest.REJECTS_FILE_NAME)
     with storage.create(rejects) as file:
-        for name in sorted(reports):
-            report = JobFolder(output).read_report(name, PartReport)
-            if report is None:
-                raise UserError(f"the report of {name} in {output}/job is gone; start the job again")
+        for report in JobFolder(output).read_reports(sorted(reports), PartReport):
             for reject in report.rejects:
                 file.write(json.dumps(dataclasses.asdict(reject)).encode() + b"\n")
     by_source: dict[str, dict[str, int]] = {}

@@ -98,14 +98,10 @@ def _features(result: Manifest, output: str) -> FeaturesInfo | None:
 
 def _write_rejects(summaries: Iterable[ShardSummary], output: str) -> FileInfo:
     """Gathers the rejects from the reports of all shards, one report in memory at a time."""
-    job, size, crc = JobFolder(output), 0, 0
+    size, crc = 0, 0
     with storage.create(FileSystems.join(output, manifest.REJECTS_FILE_NAME)) as file:
-        for summary in summaries:
-            if not summary.rejected:
-                continue
-            report = job.read_report(summary.info.name, ShardReport)
-            if report is None:
-                raise UserError(f"the report of {summary.info.name} in {output}/job is gone; start the job again")
+        rejected = (summary.info.name for summary in summaries if summary.rejected)
+        for report in JobFolder(output).read_reports(rejected, ShardReport):
             for reject in report.rejects:
                 line = json.dumps({"split": report.shard.split, **dataclasses.asdict(reject)}).encode() + b"\n"
                 file.write(line)

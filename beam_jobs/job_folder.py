@@ -12,7 +12,7 @@ job that colorizes there are reports on parts, job/reports/part-00007-of-00256.j
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -169,6 +169,18 @@ class JobFolder:
             return msgspec.json.decode(storage.read_text(self._report(shard)), type=kind)
         except (OSError, msgspec.DecodeError):
             return None
+
+    def read_reports(self, names: Iterable[str], kind: type[_Record]) -> Iterator[_Record]:
+        """What was reported of each of some shards, one report in memory at a time.
+
+        Raises:
+            UserError: there is none of one.
+        """
+        for name in names:
+            report = self.read_report(name, kind)
+            if report is None:
+                raise UserError(f"the report of {name} in {self._output}/job is gone; start the job again")
+            yield report
 
     def write_report(self, shard: str, report: object) -> None:
         """Reports a shard that is complete."""

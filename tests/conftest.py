@@ -112,6 +112,12 @@ def finished(compact_dataset, tmp_path_factory):
 
 
 @pytest.fixture
+def run(tiny_extractor, finished):
+    """The folder of a run that is finished, to use."""
+    return finished[0]
+
+
+@pytest.fixture
 def finished_copy(finished, tmp_path):
     """The folder of a run that is finished, to change."""
     return shutil.copytree(finished[0], tmp_path / "finished")

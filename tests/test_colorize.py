@@ -12,11 +12,6 @@ from trainer import colorize, colorizer, pictures
 from trainer.colorizer import FixedSizeColorizer
 
 
-@pytest.fixture
-def run(tiny_extractor, finished):
-    return finished[0]
-
-
 def call(run, output, *pictures):
     return cli.run(colorize.main, ["colorize", f"--workdir={run}", f"--output={output}", *map(str, pictures)])
 

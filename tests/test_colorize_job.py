@@ -18,11 +18,6 @@ from trainer.colorizer import Colorizer
 
 
 @pytest.fixture
-def run(tiny_extractor, finished):
-    return finished[0]
-
-
-@pytest.fixture
 def photos(tmp_path):
     """Pictures in folders, gray or not, transparent or not, and files that are none."""
     folder = tmp_path / "photos"

@@ -20,11 +20,6 @@ from trainer.study import make, manifest
 from trainer.study.answers import Answers
 
 
-@pytest.fixture
-def run(tiny_extractor, finished):
-    return finished[0]
-
-
 def call(*argv):
     return cli.run(study.main, ["study", *map(str, argv)])
 

@@ -12,11 +12,6 @@ from tests.helpers import encoded, noise, write_video
 from trainer import colorize, video
 
 
-@pytest.fixture
-def run(tiny_extractor, finished):
-    return finished[0]
-
-
 def call(run, output, *named):
     return cli.run(colorize.main, ["colorize", f"--workdir={run}", f"--output={output}", *map(str, named)])
 

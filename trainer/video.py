@@ -144,6 +144,8 @@ class _Reader:
         self.audio = [stream for stream in container.streams.audio if stream.codec_context is not None]
         self.damaged = len(container.streams.audio) - len(self.audio)  # of which no codec is known
         self._met: list[Packet] = []
+        # When the file begins, in seconds: the clocks of broadcasts show any time.
+        self._start = max(Fraction(0), Fraction(container.start_time or 0, av.time_base))
         best = container.streams.best("video")
         if not isinstance(best, VideoStream) or best.codec_context is None:
             raise RejectedImage(Reason.NOT_AN_IMAGE, "a file without frames that can be decoded")
@@ -179,11 +181,6 @@ class _Reader:
         """What was met of the sound since this was asked for last."""
         met, self._met = self._met, []
         return met
-
-    @property
-    def comment(self) -> str:
-        """What the file says of itself."""
-        return _comment(self.container)
 
     def _upright(self, frame: VideoFrame) -> np.ndarray:
         width, height = self._size
@@ -222,11 +219,6 @@ class _Reader:
             self.damaged += 1
             return
         self.damaged += end < self._promised_end() - _CUT_SHORT
-
-    @property
-    def _start(self) -> Fraction:
-        """When the file begins, in seconds: the clocks of broadcasts show any time."""
-        return max(Fraction(0), Fraction(self.container.start_time or 0, av.time_base))
 
     def _from_start(self, packet: Packet) -> Packet:
         start = round(self._start / packet.time_base)
@@ -333,7 +325,9 @@ class _Writer:
             context.sample_aspect_ratio = reader.aspect
         self._audio = {stream.index: _Audio(output, stream) for stream in reader.audio}
         self._durations: dict[int, int] = {}  # by time, of frames that the encoder holds
-        output.metadata.update(reader.container.metadata | {"comment": f"{reader.comment} {SOFTWARE}".strip()})
+        output.metadata.update(
+            reader.container.metadata | {"comment": f"{_comment(reader.container)} {SOFTWARE}".strip()}
+        )
 
     def write(self, frame: _Frame) -> None:
         """Adds a frame, and the sound that was met on the way to it."""
