@@ -4,7 +4,8 @@ BIN := .venv/bin
 RUN := $(BIN)/python -m
 DEMO := demo
 
-.PHONY: setup gpu demo engines flink test test-slow test-engines test-browser browser tensorboard bench-preprocess bench-input bench-train bench-colorize lint format lock clean
+.PHONY: setup gpu demo engines flink test test-slow test-engines test-browser browser tensorboard
+.PHONY: bench-preprocess bench-input bench-train bench-colorize lint format lock clean
 
 setup: .venv/.complete
 
@@ -42,8 +43,8 @@ TEST := $(RUN) pytest tests --numprocesses=logical --maxprocesses=8 --dist=works
 test: setup
 	$(TEST)
 
-# What takes minutes: a job killed twenty times, mutated pictures and videos, the memory of 200,000 pictures, training in
-# float64.
+# What takes minutes: a job killed twenty times, mutated pictures and videos, the memory of 200,000 pictures, training
+# in float64.
 test-slow: setup
 	$(TEST) -m slow
 
@@ -69,7 +70,8 @@ flink: .engines/flink/.complete
 test-engines: setup engines
 	$(RUN) pytest tests -m engines
 
-# What a person sees of a run and of a study in a real browser; Chromium is installed where there is none (Debian, as root).
+# What a person sees of a run and of a study in a real browser; Chromium is installed where there is none (Debian, as
+# root).
 test-browser: setup browser
 	$(RUN) pytest tests -m browser
 

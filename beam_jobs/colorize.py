@@ -89,7 +89,7 @@ def colorize(
     start = time.monotonic()
     job = JobFolder(output)
     parts = {picture_writer.part_name(number) for number in range(picture_writer.PARTS)}
-    settings = json.loads(json.dumps({"job": "colorize", "sources": sources.describe(inputs), **recipe.to_dict()}))
+    settings = {"job": "colorize", "sources": sources.describe(inputs), **recipe.to_dict()}
     with job.claimed():
         job.resume(settings)
         done = runner.run(

@@ -42,14 +42,14 @@ class JobFolder:
         """Claims the output for one job, if it holds nothing that was made with other settings.
 
         Args:
-            settings: what the job is to do, as JSON values; the same settings go on with what there is.
+            settings: what the job is to do; the same settings go on with what there is.
             overwrite: delete what other settings have made instead of refusing it.
 
         Raises:
             UserError: another job works there, or the output holds something made with other settings.
         """
         with self.claimed():
-            self._prepare(settings, overwrite)
+            self._prepare(_as_stored(settings), overwrite)
             yield
 
     @contextlib.contextmanager
@@ -81,7 +81,7 @@ class JobFolder:
         Raises:
             UserError: they differ, and it holds examples.
         """
-        before = self._read_settings()
+        before, settings = self._read_settings(), _as_stored(settings)
         if before == settings:
             return
         self._check_job(before, settings)
@@ -100,7 +100,7 @@ class JobFolder:
         Raises:
             UserError: it holds what other settings have made, or nobody knows who.
         """
-        before = self._read_settings()
+        before, settings = self._read_settings(), _as_stored(settings)
         if before == settings:
             return
         self._check_job(before, settings)
@@ -193,6 +193,11 @@ class JobFolder:
 
     def _report(self, shard: str) -> str:
         return FileSystems.join(self._reports, f"{shard}.json")
+
+
+def _as_stored(settings: dict[str, Any]) -> dict[str, Any]:
+    """As they are read back."""
+    return msgspec.to_builtins(settings)
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:

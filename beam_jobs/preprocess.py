@@ -17,7 +17,6 @@ dataset.json. A job that was killed goes on when the same command is given again
 or damaged. What it needs for that stands in the folder job/ of the output.
 """
 
-import json
 import logging
 import os
 import time
@@ -134,8 +133,7 @@ def preprocess(
 
 def _settings(inputs: Sequence[sources.Source], spec: DatasetSpec) -> dict[str, Any]:
     """What decides over the bytes of a dataset."""
-    settings = {"schema_version": manifest.SCHEMA_VERSION, "sources": sources.describe(inputs), **spec.to_dict()}
-    return json.loads(json.dumps(settings))  # as they are read back
+    return {"schema_version": manifest.SCHEMA_VERSION, "sources": sources.describe(inputs), **spec.to_dict()}
 
 
 def _report(result: Manifest, output: str, converted: int, seconds: float) -> None:

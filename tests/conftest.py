@@ -14,7 +14,7 @@ from pipeline import cli, reader
 from pipeline.example import LAYOUTS
 from tests import helpers
 from tools import photographs
-from trainer import models, replicas
+from trainer import evaluate, models, replicas
 from trainer.models import extractor
 
 # Two replicas on any machine; set before anything uses a device.
@@ -109,6 +109,16 @@ def finished(compact_dataset, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extractor, "create", helpers.tiny_extractor)
         return folder, helpers.train(small_config(), compact_dataset, folder)
+
+
+@pytest.fixture(scope="session")
+def evaluated(finished, compact_dataset, tmp_path_factory):
+    """A run that `trainer.evaluate` has seen, to look at."""
+    folder = shutil.copytree(finished[0], tmp_path_factory.mktemp("evaluated") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extractor, "create", helpers.tiny_extractor)
+        evaluate.evaluate(str(folder), compact_dataset.directory)
+    return folder
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from fractions import Fraction
 import av
 import keras
 import numpy as np
+import skimage.transform
 import tensorflow as tf
 from PIL import Image
 from tensorboard.backend.event_processing import event_file_loader
@@ -177,3 +178,21 @@ def write_study(folder, count):
     pairs = [Pair(f"{number}.jpg", *names[2 * number : 2 * number + 2]) for number in range(count)]
     manifest.save(str(folder), study := Study(7, 1, tuple(pairs)))
     return study
+
+
+def exactly_resized(rgb, height, width):
+    """The definition of `resize` by scikit-image: mean over the area to shrink, linear to grow; not yet rounded."""
+    picture = rgb.astype(np.float64)
+    shrunk = min(rgb.shape[0], height), min(rgb.shape[1], width)
+    if picture.shape[:2] != shrunk:
+        picture = skimage.transform.resize_local_mean(picture, shrunk, channel_axis=-1, preserve_range=True)
+    if shrunk != (height, width):
+        options = {"order": 1, "mode": "edge", "anti_aliasing": False, "preserve_range": True}
+        picture = skimage.transform.resize(picture, (height, width), **options)
+    return picture
+
+
+def soft(height, width, seed=0):
+    """A picture whose colors and lightness change slowly, and stay within what can be shown."""
+    coarse = noise(4, 5, seed) // 4 + 96
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))

@@ -1,16 +1,13 @@
 """What a person sees of a run: a real TensorBoard in a real browser."""
 
-import contextlib
 import os
-import shutil
 import signal
 import subprocess
-import time
 import urllib.request
 
 import pytest
 
-from tests.test_workers import free_ports
+from tests.programs import chromium, free_ports, until
 
 pytestmark = pytest.mark.browser
 # All text of a page, that of components with a tree of their own too.
@@ -26,29 +23,6 @@ const all = node => [node, ...[...(node.shadowRoot ? node.shadowRoot.children : 
 return all(document.body).filter(node => node.nodeName === "IMG" && node.complete && node.naturalWidth > 0)
     .map(node => [node.naturalWidth, node.naturalHeight]);
 """
-
-
-@contextlib.contextmanager
-def chromium(*arguments):
-    """A browser without a window; for Chromium's arguments see its --help."""
-    if (driver := shutil.which("chromedriver")) is None:
-        pytest.skip("no Chromium: make browser")
-    from selenium import webdriver  # a test without a browser needs none
-
-    options = webdriver.ChromeOptions()
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        "--window-size=1600,1200",
-        *arguments,
-    ):
-        options.add_argument(argument)
-    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    try:
-        yield browser
-    finally:
-        browser.quit()
 
 
 @pytest.fixture
@@ -70,18 +44,6 @@ def board(finished):
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
-
-
-def until(condition):
-    end = time.monotonic() + 60
-    while True:
-        try:
-            if found := condition():
-                return found
-        except OSError:  # it does not listen yet
-            pass
-        assert time.monotonic() < end
-        time.sleep(0.5)
 
 
 def test_scalars_pictures_and_hyperparameters_are_seen(browser, board):

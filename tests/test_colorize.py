@@ -8,6 +8,7 @@ from PIL import Image
 
 from pipeline import cli, color, image, reader, tensors
 from tests.helpers import Terminal, encoded, noise, train
+from tests.programs import error_of
 from trainer import colorize, colorizer, pictures
 from trainer.colorizer import FixedSizeColorizer
 
@@ -214,10 +215,7 @@ def test_progress_bar_on_a_terminal(run, tmp_path, monkeypatch):
 class TestMistakes:
     def error(self, capsys, status, *argv):
         assert cli.run(colorize.main, ["colorize", *map(str, argv)]) == status
-        captured = capsys.readouterr().err
-        assert "Traceback" not in captured
-        (line,) = [line for line in captured.splitlines() if line.startswith("error: ")]
-        return line
+        return error_of(capsys)
 
     def test_missing_arguments(self, capsys, tmp_path):
         assert "--workdir is missing" in self.error(capsys, 2, "a.png")

@@ -19,8 +19,7 @@ from pipeline.batches import Batches
 from pipeline.errors import UserError
 from pipeline.shards import SPLITS, TRAIN, VALIDATION
 from tests.helpers import encoded, noise
-from tests.test_preprocess import content, error_of
-from tests.test_preprocess import run as preprocess
+from tests.programs import content, error_of, run_preprocess
 from trainer import loop, models, replicas
 
 CLASSES = 1000
@@ -169,12 +168,12 @@ def test_only_what_is_missing_or_damaged_is_made_again(embedded, config):
 
 def test_preprocessing_again_keeps_them(pictures, tmp_path, config):
     argv = [f"--source=places365:{pictures}/archives/val_256.tar", f"--output={tmp_path}/out"]
-    assert preprocess(*argv) == 0
+    assert run_preprocess(*argv) == 0
     assert run(tmp_path / "out") == 0
     whole = content(tmp_path / "out")
-    assert preprocess(*argv) == 0
+    assert run_preprocess(*argv) == 0
     assert content(tmp_path / "out") == whole
-    assert preprocess(*argv, "--config.seed=1", "--overwrite") == 0
+    assert run_preprocess(*argv, "--config.seed=1", "--overwrite") == 0
     assert not stored(tmp_path / "out")
     assert manifest.read(str(tmp_path / "out")).features is None
 
@@ -320,7 +319,7 @@ def test_workers_in_processes_of_their_own(made, tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(noise(40, 40)))
     out = tmp_path / "out"
     assert (
-        preprocess(f"--source=images:{tmp_path}/a.png", f"--output={out}", "--config.dataset.validation_fraction=0")
+        run_preprocess(f"--source=images:{tmp_path}/a.png", f"--output={out}", "--config.dataset.validation_fraction=0")
         == 0
     )
     assert run(out, "--direct_running_mode=multi_processing", "--direct_num_workers=2") == 0
@@ -331,7 +330,7 @@ def test_workers_in_processes_of_their_own(made, tmp_path):
 def test_with_the_real_extractor_killed_at_any_moment(pictures, tmp_path):
     """In processes of their own; then features as of a direct call."""
     out = tmp_path / "out"
-    assert preprocess(f"--source=images:{pictures}/held_out", f"--output={out}") == 0
+    assert run_preprocess(f"--source=images:{pictures}/held_out", f"--output={out}") == 0
     command = [sys.executable, "-m", "beam_jobs.embed", "--config=configs/demo.py", f"--data={out}"]
     for seconds in (9, 12, 15):
         process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)

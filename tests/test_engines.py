@@ -14,18 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import encoded, noise
-from tests.test_preprocess import content
+from tests.programs import content, free_ports
 
 ENGINES = Path(__file__).parent.parent / ".engines"
 JAVA = [f"--add-opens=java.base/java.{package}=ALL-UNNAMED" for package in ("lang", "nio", "util")]
 OPTIONS = ("--config.dataset.layout=compact", "--config.dataset.train_shards=7")
 pytestmark = pytest.mark.engines
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def started(command, port, log, **environment):
@@ -53,7 +47,7 @@ def flink(tmp_path_factory):
     """Beam's job server with a Flink of two task slots, and a pool that starts a Python process for each worker."""
     if not (ENGINES / "flink/.complete").exists() or shutil.which("java") is None:
         pytest.skip("no Flink: make engines, and a Java")
-    job_port, pool_port = free_port(), free_port()
+    job_port, pool_port = free_ports(2)
     server = ["java", *JAVA, "-cp", f"{ENGINES}/flink/*", "org.apache.beam.runners.flink.FlinkJobServerDriver"]
     server += ["--flink-master=[local]", f"--job-port={job_port}", "--artifact-port=0", "--expansion-port=0"]
     pool = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={pool_port}"]

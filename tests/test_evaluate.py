@@ -7,6 +7,7 @@ import pytest
 from pipeline import cli, image, reader
 from pipeline.shards import VALIDATION
 from tests.helpers import encoded, noise
+from tests.programs import error_of
 from trainer import evaluate
 from trainer.evaluation import DIFFERENCES, METHODS, Measured
 
@@ -130,5 +131,4 @@ def test_what_is_kept_of_every_picture_is_small():
 def test_mistakes_are_one_line(run, capsys, arguments, status, message):
     arguments = [each.replace("RUN", str(run)) for each in arguments]
     assert cli.run(evaluate.main, ["evaluate", *arguments]) == status
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert message in line
+    assert message in error_of(capsys)

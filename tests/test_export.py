@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.image import ResizeMode
 from tests import helpers
 from tests.helpers import ToyModel, encoded, noise
+from tests.programs import error_of
 from trainer import colorizer, export, trained, workdir
 from trainer.colorizer import FixedSizeColorizer
 from trainer.models import extractor
@@ -231,5 +232,4 @@ def test_mistakes_are_one_line(finished, tmp_path, capsys, arguments, status, me
     (tmp_path / "config.json").write_text("{}")
     places = [each.replace("RUN", str(finished[0])).replace("FOLDER", str(tmp_path)) for each in arguments]
     assert cli.run(export.main, ["export", *places]) == status
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert message in line
+    assert message in error_of(capsys)

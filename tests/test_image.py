@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline import image
 from pipeline.image import ResizeMode
 from pipeline.rejects import Reason, RejectedImage
-from tests.helpers import encoded, noise
+from tests.helpers import encoded, exactly_resized, noise
 
 RGB = noise(20, 30)
 
@@ -156,18 +156,6 @@ def test_mutated_pictures_are_decoded_or_rejected(data):
         assert decoded.dtype == np.uint8
         assert decoded.ndim == 3
         assert decoded.shape[2] == 3
-
-
-def exactly_resized(rgb, height, width):
-    """The definition of `resize` by scikit-image: mean over the area to shrink, linear to grow; not yet rounded."""
-    picture = rgb.astype(np.float64)
-    shrunk = min(rgb.shape[0], height), min(rgb.shape[1], width)
-    if picture.shape[:2] != shrunk:
-        picture = skimage.transform.resize_local_mean(picture, shrunk, channel_axis=-1, preserve_range=True)
-    if shrunk != (height, width):
-        options = {"order": 1, "mode": "edge", "anti_aliasing": False, "preserve_range": True}
-        picture = skimage.transform.resize(picture, (height, width), **options)
-    return picture
 
 
 @pytest.mark.parametrize("source", [(300, 451), (100, 80), (500, 90), (224, 299), (1, 1), (3, 900)])

@@ -9,7 +9,7 @@ from PIL import Image
 from pipeline import cli, color, inspect, reader
 from pipeline.errors import UserError
 from pipeline.shards import TRAIN, VALIDATION
-from tests.test_preprocess import error_of
+from tests.programs import error_of
 
 
 def run(dataset, *extra):

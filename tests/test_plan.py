@@ -7,7 +7,7 @@ from beam_jobs.spec import DatasetSpec
 from configs import demo, koalarization
 from pipeline.rejects import Reason
 from tests.helpers import encoded, noise
-from tests.test_preprocess import error_of, run
+from tests.programs import error_of, run_preprocess
 
 
 def test_a_plan_tells_what_the_job_then_does(pictures, compact_dataset):
@@ -41,7 +41,7 @@ def test_at_most_300_bytes_cross_the_shuffle_for_a_picture():
 
 def test_dry_run_writes_nothing(pictures, tmp_path, capsys):
     source = f"--source=places365:{pictures}/archives/val_256.tar"
-    assert run(source, f"--output={tmp_path}/out", "--dry_run") == 0
+    assert run_preprocess(source, f"--output={tmp_path}/out", "--dry_run") == 0
     text = capsys.readouterr().out
     assert re.search(r"train +4\d pictures of places365", text)
     assert re.search(r"train +4 shards of .* MB, .* MB without rejects", text)
@@ -57,10 +57,10 @@ def test_rejects_are_foretold(tmp_path, capsys):
     found = plan.make_plan([parse_source(f"images:{tmp_path}")], DatasetSpec.from_config(demo.get_config()))
     assert found.rejected == {Reason.GRAYSCALE: 1}
     argv = (f"--source=images:{tmp_path}", "--output=/tmp/elsewhere", "--dry_run")
-    assert run(*argv) == 0
-    assert run(*argv, "--max_reject_fraction=0.2") == 1
+    assert run_preprocess(*argv) == 0
+    assert run_preprocess(*argv, "--max_reject_fraction=0.2") == 1
     assert "the job would fail: 1 of 4 pictures that were tried are rejected, more than" in error_of(capsys)
-    assert run("--source=images:/absent", f"--output={tmp_path}/out", "--dry_run") == 1
+    assert run_preprocess("--source=images:/absent", f"--output={tmp_path}/out", "--dry_run") == 1
     assert "matches nothing" in error_of(capsys)
 
 
@@ -68,12 +68,12 @@ def test_a_disk_that_is_too_small_is_foretold(tmp_path, capsys, monkeypatch):
     (tmp_path / "one.png").write_bytes(encoded(noise(40, 40)))
     monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=1000))
     argv = (f"--source=images:{tmp_path}/one.png", f"--output={tmp_path}/out/data", "--dry_run")
-    assert run(*argv) == 1
+    assert run_preprocess(*argv) == 1
     assert f"it writes 838 kB, and 1 kB are free in {tmp_path}/out/data" in error_of(capsys)
 
 
 def test_another_dataset_in_the_output_is_foretold(compact_dataset, pictures, capsys):
     argv = (f"--source=places365:{pictures}/archives/val_256.tar", f"--output={compact_dataset.directory}", "--dry_run")
-    assert run(*argv) == 1
+    assert run_preprocess(*argv) == 1
     assert "holds another dataset: " in error_of(capsys)
-    assert run(*argv, "--overwrite") == 0
+    assert run_preprocess(*argv, "--overwrite") == 0

@@ -18,24 +18,8 @@ from beam_jobs.sources import list_pictures, parse_source
 from pipeline import cli, example, manifest, reader, tfrecord
 from pipeline.manifest import Manifest
 from pipeline.shards import SPLITS, TRAIN, Partition
-from tests.helpers import encoded, noise
-from tests.test_image import exactly_resized
-
-
-def run(*argv):
-    return cli.run(preprocess.main, ["preprocess", "--config=configs/demo.py", *argv])
-
-
-def content(folder):
-    """The files of a dataset; what the job needs for itself is left out."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "job"}
-
-
-def error_of(capsys):
-    captured = capsys.readouterr().err
-    (line,) = [line for line in captured.splitlines() if line.startswith("error: ")]
-    assert "Traceback" not in captured
-    return line
+from tests.helpers import encoded, exactly_resized, noise
+from tests.programs import content, error_of, run_preprocess
 
 
 def test_manifest_describes_what_is_there(dataset):
@@ -139,7 +123,7 @@ def test_same_bytes_whatever_the_order_of_the_sources(compact_dataset, pictures,
     archives = pictures / "archives"
     options = ("--config.dataset.layout=compact", "--config.dataset.train_shards=7")
     sources = (f"--source=imagenet:{archives}/ILSVRC2012_img_train.tar", f"--source=places365:{archives}/val_256.tar")
-    assert run(*sources, f"--output={tmp_path}/out", *options) == 0
+    assert run_preprocess(*sources, f"--output={tmp_path}/out", *options) == 0
     assert content(tmp_path / "out") == content(Path(compact_dataset.directory))
 
 
@@ -156,7 +140,7 @@ def test_bad_pictures_are_counted_named_and_skipped(tmp_path, capsys):
     twin.mkdir(parents=True)
     (twin / "1.png").write_bytes(good)  # the key of another picture
     (twin / "truncated.png").write_bytes(good[:500])
-    assert run(f"--source=images:{photos}", f"--source=images:{twin}", f"--output={tmp_path}/out") == 0
+    assert run_preprocess(f"--source=images:{photos}", f"--source=images:{twin}", f"--output={tmp_path}/out") == 0
     rejects = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()]
     assert sorted((reject["key"], reject["reason"]) for reject in rejects) == [
         ("images/photos/1.png", "duplicate_key"),
@@ -183,7 +167,7 @@ def test_of_two_pictures_of_a_key_the_one_that_can_be_used_is_taken(tmp_path):
         (tmp_path / folder / "photos").mkdir(parents=True)
         (tmp_path / folder / "photos/1.png").write_bytes(data)
     sources = [f"--source=images:{tmp_path}/{folder}/photos" for folder in "ab"]
-    assert run(*sources, f"--output={tmp_path}/out", "--config.dataset.validation_fraction=0") == 0
+    assert run_preprocess(*sources, f"--output={tmp_path}/out", "--config.dataset.validation_fraction=0") == 0
     assert Manifest.from_json((tmp_path / "out/dataset.json").read_text(), "dataset.json").examples == 1
     (reject,) = (tmp_path / "out/rejects.jsonl").read_text().splitlines()
     assert json.loads(reject)["reason"] == "not_an_image"
@@ -192,7 +176,7 @@ def test_of_two_pictures_of_a_key_the_one_that_can_be_used_is_taken(tmp_path):
 def test_shards_to_which_nothing_falls_are_written_empty(tmp_path):
     (tmp_path / "one.png").write_bytes(encoded(noise(40, 40)))
     options = ("--config.dataset.train_shards=3", "--config.dataset.validation_fraction=0")
-    assert run(f"--source=images:{tmp_path}/one.png", f"--output={tmp_path}/out", *options) == 0
+    assert run_preprocess(f"--source=images:{tmp_path}/one.png", f"--output={tmp_path}/out", *options) == 0
     result = reader.open_dataset(str(tmp_path / "out"))
     assert sorted(info.examples for info in result.manifest.splits[TRAIN].shards) == [0, 0, 1]
     assert len(list(reader.examples(result, TRAIN))) == 1
@@ -204,7 +188,7 @@ def test_resize_mode_is_used_and_recorded(tmp_path, mode):
     off = ("min_side=0", "reject_grayscale=False", "min_chroma=0", "min_lightness=0")
     options = (f"--config.dataset.resize_mode={mode}", "--config.dataset.validation_fraction=0")
     options += tuple(f"--config.dataset.filters.{filter_}" for filter_ in off)
-    assert run(f"--source=images:{tmp_path}/wide.png", f"--output={tmp_path}/out", *options) == 0
+    assert run_preprocess(f"--source=images:{tmp_path}/wide.png", f"--output={tmp_path}/out", *options) == 0
     result = reader.open_dataset(str(tmp_path / "out"))
     assert result.manifest.resize_mode == mode
     (found,) = reader.examples(result, TRAIN)
@@ -218,13 +202,13 @@ def test_what_stood_there_is_told_from_what_was_done(tmp_path, capsys):
     for number in range(9):
         (photos / f"{number}.png").write_bytes(encoded(noise(40, 40, number)))
     argv = (f"--source=images:{photos}", f"--output={output}", "--config.dataset.validation_fraction=0")
-    assert run(*argv) == 0
+    assert run_preprocess(*argv) == 0
     assert re.search(r"; 0 of 9 pictures rejected; \d+\.\d images/s in \d+ s\n$", capsys.readouterr().err)
     largest = max(output.glob("*.tfrecord"), key=lambda path: path.stat().st_size)
     largest.unlink()
-    assert run(*argv) == 0
+    assert run_preprocess(*argv) == 0
     assert re.search(r"; [1-8] of 9 done now, the others stood there; \d+\.\d images/s", capsys.readouterr().err)
-    assert run(*argv) == 0
+    assert run_preprocess(*argv) == 0
     assert "; all of it stood there and was checked, in " in capsys.readouterr().err
 
 
@@ -232,10 +216,10 @@ def test_a_first_mistake_does_not_take_the_output(tmp_path, capsys):
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "one.png").write_bytes(encoded(noise(40, 40)))
     option = "--config.dataset.validation_fraction=0"
-    assert run(f"--source=images:{tmp_path}/text.png", f"--output={tmp_path}/out", option) == 1
+    assert run_preprocess(f"--source=images:{tmp_path}/text.png", f"--output={tmp_path}/out", option) == 1
     assert "no picture for the train split" in error_of(capsys)
-    assert run(f"--source=images:{tmp_path}/one.png", f"--output={tmp_path}/out", option) == 0
-    assert run(f"--source=images:{tmp_path}/text.png", f"--output={tmp_path}/out", option) == 1
+    assert run_preprocess(f"--source=images:{tmp_path}/one.png", f"--output={tmp_path}/out", option) == 0
+    assert run_preprocess(f"--source=images:{tmp_path}/text.png", f"--output={tmp_path}/out", option) == 1
     assert f"sources was images:{tmp_path}/one.png, not images:{tmp_path}/text.png" in error_of(capsys)
 
 
@@ -269,19 +253,19 @@ class TestMistakes:
         ],
     )
     def test_command_line(self, capsys, tmp_path, source, option, message):
-        assert run(source, f"--output={tmp_path}/out", *option.split()) == 2
+        assert run_preprocess(source, f"--output={tmp_path}/out", *option.split()) == 2
         assert message in error_of(capsys)
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("output", ["", "/sub/data"])
     def test_an_output_within_a_source(self, capsys, tmp_path, source, output):
-        assert run(f"--source=images:{tmp_path}", f"--output={tmp_path}{output}") == 2
+        assert run_preprocess(f"--source=images:{tmp_path}", f"--output={tmp_path}{output}") == 2
         assert f"--output={tmp_path}{output} lies within --source=images:{tmp_path}" in error_of(capsys)
-        assert run(f"--source=images:{tmp_path}/**", f"--output={tmp_path}{output}") == 2
+        assert run_preprocess(f"--source=images:{tmp_path}/**", f"--output={tmp_path}{output}") == 2
         assert "lies within" in error_of(capsys)
         assert [path.name for path in tmp_path.iterdir()] == ["one.png"]
-        assert run(f"--source=images:{tmp_path}/*.png", f"--output={tmp_path}{output}", "--dry_run") == 0
-        assert run(f"--source=images:{tmp_path}/[z-a]", f"--output={tmp_path}{output}", "--dry_run") == 2
+        assert run_preprocess(f"--source=images:{tmp_path}/*.png", f"--output={tmp_path}{output}", "--dry_run") == 0
+        assert run_preprocess(f"--source=images:{tmp_path}/[z-a]", f"--output={tmp_path}{output}", "--dry_run") == 2
         assert "[z-a] cannot be understood" in error_of(capsys)
         sources.check_outside(f"{tmp_path}{output}", [parse_source(f"places365:{tmp_path}")])  # no shard is a .jpg
 
@@ -290,10 +274,10 @@ class TestMistakes:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
             argv = (source, f"--output={tmp_path}/out", "--runner=PortableRunner", "--environment_type=EXTERNAL")
-            assert run(*argv, f"--job_endpoint=localhost:{port}", "--environment_config=localhost:1") == 1
+            assert run_preprocess(*argv, f"--job_endpoint=localhost:{port}", "--environment_config=localhost:1") == 1
             assert f"nothing listens on --job_endpoint=localhost:{port}; start the job server" in error_of(capsys)
             listener.listen()
-            assert run(*argv, f"--job_endpoint=localhost:{port}", "--environment_config=localhost:1") == 1
+            assert run_preprocess(*argv, f"--job_endpoint=localhost:{port}", "--environment_config=localhost:1") == 1
             assert "nothing listens on --environment_config=localhost:1; start the worker pool" in error_of(capsys)
         assert not (tmp_path / "out").exists()
 
@@ -308,14 +292,14 @@ class TestMistakes:
         ],
     )
     def test_values(self, capsys, tmp_path, source, option, message):
-        assert run(source, f"--output={tmp_path}/out", option) == 1
+        assert run_preprocess(source, f"--output={tmp_path}/out", option) == 1
         assert message in error_of(capsys)
         assert not (tmp_path / "out").exists()
 
     def test_missing_options(self, capsys, source):
-        assert run(source) == 2
+        assert run_preprocess(source) == 2
         assert "--output is missing" in error_of(capsys)
-        assert run("--output=/tmp/x") == 2
+        assert run_preprocess("--output=/tmp/x") == 2
         assert "--source is missing" in error_of(capsys)
         assert cli.run(preprocess.main, ["preprocess"]) == 2
         assert "--config is missing" in error_of(capsys)
@@ -325,7 +309,7 @@ class TestMistakes:
     def test_archive_cut_short_behind_its_first_member(self, capsys, tmp_path, pictures):
         data = (pictures / "archives/val_256.tar").read_bytes()
         (tmp_path / "val_256.tar").write_bytes(data[: len(data) // 2])
-        assert run(f"--source=places365:{tmp_path}/val_256.tar", f"--output={tmp_path}/out") == 1
+        assert run_preprocess(f"--source=places365:{tmp_path}/val_256.tar", f"--output={tmp_path}/out") == 1
         message = error_of(capsys)
         assert f"source places365:{tmp_path}/val_256.tar is not a complete, uncompressed tar archive" in message
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["job"]
@@ -333,20 +317,20 @@ class TestMistakes:
 
     def test_no_usable_picture(self, capsys, tmp_path):
         (tmp_path / "text.jpg").write_bytes(b"this is no picture")
-        assert run(f"--source=images:{tmp_path}/text.jpg", f"--output={tmp_path}/out") == 1
+        assert run_preprocess(f"--source=images:{tmp_path}/text.jpg", f"--output={tmp_path}/out") == 1
         assert "no picture for the train split: 1 found, 1 of them rejected" in error_of(capsys)
         assert not (tmp_path / "out/dataset.json").exists()
         assert "not_an_image" in (tmp_path / "out/rejects.jsonl").read_text()
 
     def test_output_that_holds_a_dataset(self, capsys, source, compact_dataset):
         before = os.stat(os.path.join(compact_dataset.directory, "dataset.json"))
-        assert run(source, f"--output={compact_dataset.directory}") == 1
+        assert run_preprocess(source, f"--output={compact_dataset.directory}") == 1
         assert 'holds another dataset: layout was "compact", not "full"; name another' in error_of(capsys)
         assert os.stat(os.path.join(compact_dataset.directory, "dataset.json")) == before
 
     def test_output_that_cannot_be_made(self, capsys, tmp_path, source):
         (tmp_path / "file").write_text("")
-        assert run(source, f"--output={tmp_path}/file/out") == 1
+        assert run_preprocess(source, f"--output={tmp_path}/file/out") == 1
         assert "cannot be written" in error_of(capsys)
 
 
@@ -354,14 +338,16 @@ def test_shard_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch):
     (tmp_path / "one.png").write_bytes(encoded(noise(40, 40)))
     monkeypatch.setattr(tfrecord.Writer, "write", lambda self, record: 1 / 0)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        run(f"--source=images:{tmp_path}/one.png", f"--output={tmp_path}/out", "--config.dataset.validation_fraction=0")
+        run_preprocess(
+            f"--source=images:{tmp_path}/one.png", f"--output={tmp_path}/out", "--config.dataset.validation_fraction=0"
+        )
     names = os.listdir(tmp_path / "out")
     assert not [name for name in names if name.endswith(".tmp")]
     assert manifest.FILE_NAME not in names
 
 
 def test_help_teaches(capsys):
-    assert run("--help") == 0
+    assert run_preprocess("--help") == 0
     text = capsys.readouterr().out
     for word in ("places365:PATH", "imagenet:PATH", "images:PATH", "--output", "--direct_num_workers", "dataset.json"):
         assert word in text

@@ -10,20 +10,8 @@ from absl import flags
 
 from pipeline import cli
 from pipeline.config import fields
-from tests import helpers
 from trainer import evaluate, report, workdir
 from trainer.evaluation import DIFFERENCES, METHODS
-from trainer.models import extractor
-
-
-@pytest.fixture(scope="module")
-def evaluated(finished, compact_dataset, tmp_path_factory):
-    """A run that `trainer.evaluate` has seen, to look at."""
-    folder = shutil.copytree(finished[0], tmp_path_factory.mktemp("evaluated") / "run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extractor, "create", helpers.tiny_extractor)
-        evaluate.evaluate(str(folder), compact_dataset.directory)
-    return folder
 
 
 def call(run):

@@ -5,8 +5,7 @@ import base64
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from tests.test_browser import chromium
-from tests.test_report import evaluated  # noqa: F401  # a fixture
+from tests.programs import chromium
 from trainer import report
 
 pytestmark = pytest.mark.browser
@@ -16,7 +15,7 @@ FOCUS = "return [document.activeElement.tagName, document.activeElement.ariaLabe
 
 
 @pytest.fixture(scope="module")
-def address(evaluated):  # noqa: F811
+def address(evaluated):
     report.report(str(evaluated))
     return f"file://{evaluated}/report.html"
 

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import manifest
 from tests.helpers import encoded, noise
-from tests.test_preprocess import content, error_of, run
+from tests.programs import content, error_of, run_preprocess
 
 OPTIONS = ("--config.dataset.layout=compact", "--config.dataset.train_shards=7")
 
@@ -54,7 +54,7 @@ def test_only_missing_and_damaged_shards_are_made(copy, compact_dataset, sources
     (copy / "job/reports" / f"{names[4]}.json").write_text("{")
     (copy / "dataset.json").unlink()
     untouched = {name: before[name] for name in names[5:]}
-    assert run(*sources, *OPTIONS, f"--output={copy}") == 0
+    assert run_preprocess(*sources, *OPTIONS, f"--output={copy}") == 0
     assert f"goes on: {len(names) - 1} of {len(names)} shards stand in {copy}" in capsys.readouterr().err
     assert content(copy) == content(Path(compact_dataset.directory))
     after = written(copy)
@@ -64,7 +64,7 @@ def test_only_missing_and_damaged_shards_are_made(copy, compact_dataset, sources
 
 def test_a_finished_dataset_stays_as_it_is(copy, compact_dataset, sources):
     before = written(copy)
-    assert run(*sources, *OPTIONS, f"--output={copy}") == 0
+    assert run_preprocess(*sources, *OPTIONS, f"--output={copy}") == 0
     assert written(copy) == before
     assert content(copy) == content(Path(compact_dataset.directory))
 
@@ -79,13 +79,13 @@ def test_other_settings_are_named_and_refused_unless_told_to_overwrite(copy, sou
     ):
         if option.startswith("--source"):
             (tmp_path / "copy/job/one.png").write_bytes(encoded(noise(40, 40)))
-        assert run(*sources, *OPTIONS, option, f"--output={copy}") == 1
+        assert run_preprocess(*sources, *OPTIONS, option, f"--output={copy}") == 1
         message = error_of(capsys)
         assert f"--output={copy} holds another dataset: " in message
         assert difference in message
         assert content(copy) == before
     option = "--config.dataset.train_shards=3"
-    assert run(*sources, *OPTIONS, option, f"--output={copy}", "--overwrite") == 0
+    assert run_preprocess(*sources, *OPTIONS, option, f"--output={copy}", "--overwrite") == 0
     names = [name for name in os.listdir(copy) if name.startswith("train")]
     assert sorted(names) == [f"train-0000{number}-of-00003.tfrecord" for number in range(3)]
     assert len(os.listdir(copy / "job/reports")) == 3 + 2
@@ -94,9 +94,9 @@ def test_other_settings_are_named_and_refused_unless_told_to_overwrite(copy, sou
 def test_an_archive_written_to_since_is_noticed(tmp_path, pictures, capsys):
     archive = shutil.copy(pictures / "archives/val_256.tar", tmp_path / "val_256.tar")
     source = f"--source=places365:{archive}"
-    assert run(source, *OPTIONS, f"--output={tmp_path}/out") == 0
+    assert run_preprocess(source, *OPTIONS, f"--output={tmp_path}/out") == 0
     os.utime(archive, (5, 5))
-    assert run(source, *OPTIONS, f"--output={tmp_path}/out") == 1
+    assert run_preprocess(source, *OPTIONS, f"--output={tmp_path}/out") == 1
     assert "modified was " in error_of(capsys)
 
 
@@ -106,24 +106,24 @@ def test_a_picture_added_to_a_folder_is_noticed(tmp_path, capsys):
     for number in range(5):
         (photos / f"{number}.png").write_bytes(encoded(noise(40, 40, number)))
     argv = (f"--source=images:{photos}", *OPTIONS, f"--output={tmp_path}/out", "--config.dataset.validation_fraction=0")
-    assert run(*argv) == 0
+    assert run_preprocess(*argv) == 0
     (photos / "another.png").write_bytes(encoded(noise(40, 40)))
-    assert run(*argv) == 1
+    assert run_preprocess(*argv) == 1
     message = error_of(capsys)
     assert "the pictures of the sources are others than when train-0000" in message
     assert "--overwrite" in message
-    assert run(*argv, "--overwrite") == 0
-    run(f"--source=images:{photos}", *argv[1:3], f"--output={tmp_path}/fresh", argv[4])
+    assert run_preprocess(*argv, "--overwrite") == 0
+    run_preprocess(f"--source=images:{photos}", *argv[1:3], f"--output={tmp_path}/fresh", argv[4])
     assert content(tmp_path / "out") == content(tmp_path / "fresh")
     (photos / "another.png").unlink()
-    assert run(*argv) == 1
-    assert run(*argv, "--overwrite") == 0
+    assert run_preprocess(*argv) == 1
+    assert run_preprocess(*argv, "--overwrite") == 0
 
 
 def test_a_dataset_of_unknown_origin_is_not_touched(copy, sources, capsys):
     shutil.rmtree(copy / "job")
     before = content(copy)
-    assert run(*sources, *OPTIONS, f"--output={copy}") == 1
+    assert run_preprocess(*sources, *OPTIONS, f"--output={copy}") == 1
     assert "dataset.json, of which nothing says how it was made" in error_of(capsys)
     assert content(copy) == before
 
@@ -134,7 +134,7 @@ def test_two_jobs_on_one_output(sources, tmp_path, capsys):
         while not (tmp_path / "out/job/claim.json").exists():
             assert first.poll() is None
             time.sleep(0.01)
-        assert run(*sources, *OPTIONS, f"--output={tmp_path}/out") == 1
+        assert run_preprocess(*sources, *OPTIONS, f"--output={tmp_path}/out") == 1
         assert f"{tmp_path}/out is being written by process {first.pid} on " in error_of(capsys)
     assert first.returncode == 0
     assert (tmp_path / "out/dataset.json").exists()
@@ -205,14 +205,14 @@ def test_too_many_rejects_fail_the_job_after_the_report(tmp_path, capsys):
     for number in range(4):
         (photos / f"gray{number}.png").write_bytes(encoded(noise(40, 40, number)[..., 0]))
     argv = (f"--source=images:{photos}", f"--output={tmp_path}/out", "--config.dataset.validation_fraction=0")
-    assert run(*argv, "--max_reject_fraction=0.3") == 1
+    assert run_preprocess(*argv, "--max_reject_fraction=0.3") == 1
     message = error_of(capsys)
     assert "4 of 10 pictures were rejected, more than --max_reject_fraction=0.3 allows: 4 grayscale; " in message
     assert len((tmp_path / "out/rejects.jsonl").read_text().splitlines()) == 4
     assert not (tmp_path / "out" / manifest.FILE_NAME).exists()
     before = written(tmp_path / "out")
-    assert run(*argv, "--max_reject_fraction=0.4") == 0
+    assert run_preprocess(*argv, "--max_reject_fraction=0.4") == 0
     assert written(tmp_path / "out") == before  # nothing was made twice
     fields = json.loads((tmp_path / "out/dataset.json").read_text())
     assert fields["splits"]["train"]["rejected"] == {"images": {"grayscale": 4}}
-    assert run(*argv, "--max_reject_fraction=1.1") == 2
+    assert run_preprocess(*argv, "--max_reject_fraction=1.1") == 2

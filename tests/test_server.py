@@ -1,6 +1,5 @@
 """A study over real HTTP."""
 
-import http.cookiejar
 import re
 import sqlite3
 import threading
@@ -15,7 +14,7 @@ import pytest
 from pipeline import image
 from pipeline.errors import UserError
 from tests.helpers import write_study
-from tests.test_workers import free_ports
+from tests.programs import Participant, free_ports
 from trainer.study import answers, server
 from trainer.study.answers import Answers
 
@@ -49,35 +48,6 @@ def address(tmp_path, study, kept):
     ended.set()
     thread.join()
     listening.close()
-
-
-class Participant:
-    """A browser without a script that keeps its cookie."""
-
-    def __init__(self, address):
-        self._address = address
-        self.jar = http.cookiejar.CookieJar()
-        self._opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(self.jar))
-
-    def get(self, path, data=None):
-        """Status, headers and text."""
-        try:
-            with self._opener.open(self._address + path, data, timeout=30) as response:
-                return response.status, response.headers, response.read().decode(errors="replace")
-        except urllib.error.HTTPError as error:
-            return error.code, error.headers, error.read().decode()
-
-    def post(self, path, **fields):
-        return self.get(path, urllib.parse.urlencode(fields).encode())
-
-    def begin(self):
-        self.get("/")
-        return self.post("/begin")
-
-    @property
-    def id(self):
-        (cookie,) = self.jar
-        return cookie.value
 
 
 def test_all_the_way_without_a_script(address, study, kept):

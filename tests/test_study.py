@@ -3,18 +3,15 @@
 import os
 import signal
 import struct
-import subprocess
 import sys
 import urllib.request
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from pipeline import cli, color, image
-from tests.helpers import Terminal, encoded, noise, write_study
-from tests.test_server import Participant
-from tests.test_workers import free_ports
+from tests.helpers import Terminal, encoded, noise, soft, write_study
+from tests.programs import Participant, error_of, free_ports, serve_study
 from trainer.study import __main__ as study
 from trainer.study import make, manifest
 from trainer.study.answers import Answers
@@ -22,12 +19,6 @@ from trainer.study.answers import Answers
 
 def call(*argv):
     return cli.run(study.main, ["study", *map(str, argv)])
-
-
-def soft(height, width, seed=0):
-    """A picture whose colors and lightness change slowly, and stay within what can be shown."""
-    coarse = noise(4, 5, seed) // 4 + 96
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def made(folder):
@@ -123,19 +114,10 @@ def test_progress_bar_on_a_terminal(run, tmp_path, monkeypatch):
     assert "make: 100%" in terminal.getvalue()
 
 
-def serve(folder, port):
-    """The real command, once it listens; what it says can be read."""
-    command = [sys.executable, "-m", "trainer.study", "serve", f"--study={folder}", f"--port={port}"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    line = process.stderr.readline()
-    assert f"http://127.0.0.1:{port}/" in line, line
-    return process
-
-
 def test_told_to_stop_it_ends_cleanly_and_keeps_the_answers(tmp_path, capsys):
     write_study(tmp_path, 3)
     (port,) = free_ports(1)
-    process = serve(tmp_path, port)
+    process = serve_study(tmp_path, port)
     try:
         one = Participant(f"http://127.0.0.1:{port}")
         one.begin()
@@ -155,10 +137,7 @@ def test_told_to_stop_it_ends_cleanly_and_keeps_the_answers(tmp_path, capsys):
 class TestMistakes:
     def error(self, capsys, status, *argv):
         assert call(*argv) == status
-        captured = capsys.readouterr().err
-        assert "Traceback" not in captured
-        (line,) = [line for line in captured.splitlines() if line.startswith("error: ")]
-        return line
+        return error_of(capsys)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

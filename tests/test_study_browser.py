@@ -5,10 +5,8 @@ import signal
 import pytest
 
 from pipeline import cli
-from tests.helpers import encoded
-from tests.test_browser import chromium, until
-from tests.test_study import serve, soft
-from tests.test_workers import free_ports
+from tests.helpers import encoded, soft
+from tests.programs import chromium, free_ports, serve_study, until
 from trainer.study import __main__ as study
 from trainer.study import answers, manifest
 
@@ -31,7 +29,7 @@ def folder(tiny_extractor, finished, tmp_path):
 def address(folder):
     """Where the real command serves it, until Ctrl-C."""
     (port,) = free_ports(1)
-    process = serve(folder, port)
+    process = serve_study(folder, port)
     try:
         yield f"http://127.0.0.1:{port}/"
         process.send_signal(signal.SIGINT)

@@ -5,7 +5,7 @@ import skimage.data
 
 from pipeline import tensors
 from pipeline.image import ResizeMode
-from tests.test_image import exactly_resized
+from tests.helpers import exactly_resized
 
 
 @pytest.mark.parametrize("mode", list(ResizeMode))

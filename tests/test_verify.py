@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipeline import cli, example, manifest, tfrecord, verify
 from pipeline.errors import UserError
 from tests.helpers import Terminal, encoded, noise
-from tests.test_preprocess import error_of, run
+from tests.programs import error_of, run_preprocess
 
 
 def call(folder):
@@ -39,7 +39,7 @@ def one_of_each(tmp_path_factory):
     (folder / "photos/text.png").write_text("no picture")
     options = ("layout=compact", "train_shards=1", "validation_shards=1", "validation_fraction=0")
     argv = [f"--config.dataset.{option}" for option in options]
-    assert run(f"--source=images:{folder}/photos", f"--output={folder}/data", *argv) == 0
+    assert run_preprocess(f"--source=images:{folder}/photos", f"--output={folder}/data", *argv) == 0
     return folder / "data"
 
 

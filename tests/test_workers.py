@@ -1,10 +1,8 @@
 """Clusters of two workers, each a process of its own, as on two machines."""
 
-import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import scalars
+from tests.programs import free_ports
 from trainer.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.slow
@@ -22,14 +21,6 @@ OPTIONS = (
     "--config.panel_pictures=2",
 )  # fmt: skip
 STOPPED = 128 + signal.SIGTERM
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("localhost", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 class Cluster:
