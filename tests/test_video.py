@@ -196,7 +196,7 @@ def test_what_no_codec_is_known_for(run, tmp_path, capsys, place, tag):
     if tag is not None:
         assert "a file without frames that can be decoded" in message
     else:
-        assert f"1 videos have damaged parts, which their results lack: {source} (1)" in message
+        assert f"1 of 1 files had damaged parts, which their results lack: {source} (1)" in message
         assert len(frames(tmp_path / "out/clip.mkv")) == 3
 
 
