@@ -121,7 +121,8 @@ def _report(outcome: Outcome, tasks: Sequence[Task]) -> None:
     if failures:
         messages.append(f"{len(failures)} of {len(tasks)} files could not be colorized: {_list(failures)}")
     if damaged:
-        messages.append(f"{len(damaged)} of {len(tasks)} files had damaged parts, which their results lack: {_list(damaged)}")
+        count = f"{len(damaged)} of {len(tasks)} files"
+        messages.append(f"{count} had damaged parts, which their results lack: {_list(damaged)}")
     if messages:
         raise UserError("; ".join(messages))
 
