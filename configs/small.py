@@ -1,9 +1,11 @@
-r"""Some hundred photographs on a CPU, within half an hour: what the README's table was measured with.
+"""Some hundred photographs on a CPU, within half an hour: what the README's table was measured with.
 
 python -m beam_jobs.preprocess --config=configs/small.py --source=images:photos --output=DATA
 python -m beam_jobs.embed --config=configs/small.py --data=DATA
 python -m trainer.train --config=configs/small.py --data=DATA --workdir=RUN
 python -m trainer.evaluate --workdir=RUN --data=DATA
+
+About 11 minutes on two cores for 617 pictures of ImageNet; a validation loss of about 0.014, against 0.016 for gray.
 """
 
 from ml_collections import ConfigDict
