@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import re
 import sys
 import threading
@@ -16,7 +17,7 @@ from pipeline.errors import UserError
 # An error crosses from a worker to the driver as text, whatever the engine.
 _USER_ERROR = re.compile(rf"{UserError.__module__}\.{UserError.__name__}: (.*?)(?: \[while running .*)?$", re.MULTILINE)
 _TRACE = "Traceback (most recent call last)"
-_AFTERMATH_SECONDS = 2.0
+_NOTICE_SECONDS = 2.0  # what a process may take to hear that it was told to stop, while others hear of it
 # Of which nobody can make anything: of a module that is there all the same (Beam 2.77, ml/inference/base.py).
 _NOISE = ("Resource module is not available",)
 
@@ -42,8 +43,8 @@ def quiet() -> Iterator[None]:
             yield
     except UserError:
         raise
-    except (KeyboardInterrupt, Terminated):
-        stderr.write(held.text(older_than=_AFTERMATH_SECONDS))
+    except Terminated as told:
+        stderr.write(held.text(before=told.moment - _NOTICE_SECONDS))
         raise
     except BaseException:
         stderr.write(held.text())
@@ -71,9 +72,8 @@ class _Held:
         """Takes no more: nobody would print it."""
         self._closed = True
 
-    def text(self, older_than: float = 0.0) -> str:
-        now = time.monotonic()
-        return "".join(f"{trace}\n" for trace, came in self._traces.items() if now - came >= older_than)
+    def text(self, before: float = math.inf) -> str:
+        return "".join(f"{trace}\n" for trace, came in self._traces.items() if came < before)
 
     @contextlib.contextmanager
     def logs(self) -> Iterator[None]:

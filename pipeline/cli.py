@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
@@ -26,16 +27,27 @@ from pipeline.errors import UsageError, UserError
 _CONFIG_FIELD = re.compile(r"--?(?:no)?config\.([^=]+)")
 _CONFIG_VALUE = re.compile(r"--?config\.([^=]+)=")
 _HELP = {"--help", "-h", "--helpfull", "--helpshort"}
+_HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TOLD_TO_STOP = 128  # and the signal's number: the exit status of a program that was told to stop
 _PACKAGES = ("pipeline", "beam_jobs", "trainer", "tools", "benchmarks")
 
 
 class Terminated(BaseException):
-    """The process was told to stop."""
+    """The process was told to stop.
+
+    Attributes:
+        signal: which one told it.
+        moment: when it heard of it, as `time.monotonic` has it; the exception may come out of a block long after.
+    """
 
     def __init__(self, number: signal.Signals):
         super().__init__(number)
         self.signal = number
+        self.moment = time.monotonic()
+
+
+class Interrupted(Terminated, KeyboardInterrupt):
+    """The process was told to stop by Ctrl-C."""
 
 
 class HelpRequested(Exception):
@@ -112,9 +124,9 @@ def _signals() -> Iterator[None]:
         return
 
     def stop(number: int, frame: object) -> NoReturn:
-        raise Terminated(signal.Signals(number))
+        raise (Interrupted if number == signal.SIGINT else Terminated)(signal.Signals(number))
 
-    heard = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]  # nohup
+    heard = (each for each in _HEARD if signal.getsignal(each) is not signal.SIG_IGN)  # nohup
     before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield

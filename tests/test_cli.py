@@ -116,6 +116,24 @@ def test_told_to_stop_a_program_cleans_up_and_says_so(capsys):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_an_interrupt_says_when_it_came(capsys):
+    def main(argv):
+        start = time.monotonic()
+        with pytest.raises(cli.Interrupted) as caught:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        assert start <= caught.value.moment <= time.monotonic()
+        raise caught.value
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests in the background do not have
+    try:
+        assert cli.run(main, ["program"]) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
 def test_nohup_is_heeded():
     def main(argv):
         os.kill(os.getpid(), signal.SIGHUP)

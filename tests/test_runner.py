@@ -21,6 +21,7 @@ from apache_beam.runners.worker import data_plane
 
 from beam_jobs import engine, quiet, runner
 from beam_jobs.blocks import Block
+from pipeline import cli
 from pipeline.errors import UsageError, UserError
 from tests.helpers import encoded, noise
 
@@ -199,14 +200,14 @@ def test_a_wait_that_is_broken_off_ends_the_job_wherever_it_runs():
         cancelled = False
 
         def wait_until_finish(self):
-            raise KeyboardInterrupt
+            raise cli.Interrupted(signal.SIGINT)
 
         def cancel(self):
             self.cancelled = True
             raise RuntimeError("it has ended by itself")
 
     result = Result()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(cli.Interrupted):
         runner._wait(result)
     assert result.cancelled
 
@@ -224,11 +225,13 @@ def held_back(error):
     return shown.getvalue()
 
 
-def test_traces_are_held_whole_and_shown_unless_the_error_is_one_line(monkeypatch):
+def test_traces_are_held_whole_and_shown_unless_the_error_is_one_line():
     assert held_back(UserError("a mistake")) == "plain\n"
-    assert held_back(KeyboardInterrupt()) == "plain\n"
-    monkeypatch.setattr(quiet, "_AFTERMATH_SECONDS", 0.0)  # a trace from before the interrupt may be the cause of it
-    for shown in (held_back(ValueError()), held_back(KeyboardInterrupt())):
+    for kind in (cli.Terminated, cli.Interrupted):
+        assert held_back(kind(signal.SIGINT)) == "plain\n"
+    late = cli.Terminated(signal.SIGTERM)
+    late.moment += 10  # a trace from before it may be the cause of it
+    for shown in (held_back(ValueError()), held_back(late)):
         assert re.fullmatch(r"plain\nTraceback \(most .*\):\n  File (.*\n)+ZeroDivisionError: a bug\n", shown)
 
 
