@@ -2,7 +2,7 @@
 
 make demo
 
-About 3.5 minutes on two cores; a validation loss of about 0.012 over 9 pictures, against 0.040 for gray.
+About 3.5 minutes on two cores; a validation loss of about 0.011 over 9 pictures, against 0.040 for gray.
 """
 
 from ml_collections import ConfigDict

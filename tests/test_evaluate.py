@@ -33,6 +33,7 @@ def test_of_a_dataset(run, compact_dataset, finished, capsys):
     keys = [each.key for each in reader.examples(compact_dataset, VALIDATION)]
     assert [row["key"] for row in rows] == keys
     assert metrics["protocol"]["pictures"] == len(keys)
+    assert metrics["measured"] == [f"--data={compact_dataset.directory}", "--split=validation"]
     assert metrics["step"] == finished[1].step
     assert metrics["figures"]["model"]["mse"]["value"] == pytest.approx(finished[1].validation_losses[-1], rel=1e-4)
     for method in METHODS:

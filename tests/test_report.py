@@ -68,11 +68,14 @@ def test_the_same_again_is_the_same(evaluated):
     assert page(evaluated) == page(evaluated)
 
 
-def test_the_commands_make_the_same_configuration(evaluated):
+def test_the_commands_make_the_same_configuration(evaluated, compact_dataset):
     commands = [html.unescape(each) for each in re.findall(r"<code>(\.venv.*?)</code>", page(evaluated))]
     programs = [shlex.split(each)[2] for each in commands]
     assert programs == ["beam_jobs.preprocess", "trainer.train", "trainer.evaluate", "trainer.report"]
     config, dataset = workdir.load(str(evaluated))
+    assert shlex.split(commands[2])[3:] == [
+        f"--workdir={evaluated}", f"--data={compact_dataset.directory}", "--split=validation"
+    ]  # fmt: skip
     for command, names in zip(commands[:2], (["seed"], fields(config)), strict=True):
         argv = shlex.split(command)[2:]
         values = flags.FlagValues()

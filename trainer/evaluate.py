@@ -5,8 +5,8 @@ r"""Measures a trained model on pictures, beside two baselines: all gray, and th
 
 Prints mean squared error, PSNR, SSIM, colorfulness and the area under the curve of color errors (AuC), plain and with
 rare colors counted as much as others, each with its 95 % interval, and writes RUN/evaluation/: metrics.json with the
-figures and what they mean exactly, pictures.jsonl with those of each picture, and some pictures (gray, predicted,
-true): the best, the worst and random ones.
+figures, what they mean exactly and what was measured, pictures.jsonl with those of each picture, and some pictures
+(gray, predicted, true): the best, the worst and random ones. What an earlier evaluation found there is replaced.
 """
 
 import dataclasses
@@ -79,11 +79,11 @@ def evaluate(
     if data is not None:
         dataset = reader.open_dataset(data)
         resize_mode, count = dataset.manifest.resize_mode, dataset.manifest.splits[split].examples
-        examples = reader.examples(dataset, split)
+        examples, measured = reader.examples(dataset, split), [f"--data={data}", f"--split={split}"]
     else:
         paths = files.find_all(named)
         resize_mode, count = run.dataset.resize_mode, len(paths)
-        examples = _examples(paths, resize_mode, outcome)
+        examples, measured = _examples(paths, resize_mode, outcome), list(named)
     rows, selection = [], Selection()
     for each in tqdm(evaluator.measure(examples), total=count, desc="evaluate", unit="image", disable=None):
         rows.append(each.without_pictures())
@@ -93,7 +93,10 @@ def evaluate(
         raise UserError(f"there is nothing to measure: {'; '.join(failures) or f'{data} has no {split} examples'}")
     figures = evaluation.summarize(np.stack([each.values for each in rows]))
     print(describe(figures, len(rows)))
-    _write(work_dir, run.step, evaluation.protocol(resize_mode.value, len(rows)), figures, rows, selection)
+    about = {
+        "step": run.step, "measured": measured, "protocol": evaluation.protocol(resize_mode.value, len(rows))
+    }  # fmt: skip
+    _write(work_dir, about, figures, rows, selection)
     if failures:
         raise UserError(f"{len(failures)} of {count} pictures could not be measured: {'; '.join(failures)}")
     return figures
@@ -171,7 +174,7 @@ def load(work_dir: str) -> Evaluation | None:
 
 def _check(metrics: dict[str, Any], pictures: list[dict[str, Any]]) -> None:
     """Looks for what both files have; raises what Python does where something is missing."""
-    _ = int(metrics["step"]), metrics["protocol"].items()
+    _ = int(metrics["step"]), metrics["protocol"].items(), " ".join(metrics["measured"])
     for shown in metrics["shown"]:
         _ = shown["kind"], shown["file"], shown["key"], shown["label"], [shown[name]["ab_error"] for name in METHODS]
     if not pictures:
@@ -202,8 +205,7 @@ def describe_figure(figure: Interval) -> str:
 
 def _write(
     work_dir: str,
-    step: int,
-    protocol: dict[str, object],
+    about: dict[str, object],
     figures: dict[str, dict[str, Interval]],
     rows: Sequence[Measured],
     selection: Selection,
@@ -222,7 +224,7 @@ def _write(
     found = {
         method: {name: dataclasses.asdict(figure) for name, figure in own.items()} for method, own in figures.items()
     }
-    content = {"step": step, "protocol": protocol, "figures": found, "shown": shown}
+    content = {**about, "figures": found, "shown": shown}
     files.write(os.path.join(folder, METRICS), json.dumps(content, indent=1).encode())
     _LOGGER.info("written to %s", folder)
 

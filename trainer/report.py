@@ -85,7 +85,7 @@ def report(work_dir: str) -> None:
         curves=list(_curves(events.scalars(work_dir))),
         config=fields(config),
         dataset=dataset,
-        commands=_commands(work_dir, config, dataset),
+        commands=_commands(work_dir, config, dataset, found.metrics["measured"] if found else ["--data=DATA"]),
         quality=None if found is None else _quality(work_dir, found),
     )
     path = os.path.join(work_dir, FILE_NAME)
@@ -147,6 +147,7 @@ def _quality(work_dir: str, found: Evaluation) -> dict[str, Any]:
     few = classes if len(classes) <= 2 * _CLASSES else classes[:_CLASSES] + classes[-_CLASSES:]
     return {
         "step": found.metrics["step"],
+        "measured": shlex.join(found.metrics["measured"]),
         "protocol": found.metrics["protocol"],
         "titles": evaluate.TITLES,
         "figures": {
@@ -203,7 +204,7 @@ def _groups(rows: Iterable[dict[str, Any]]) -> list[_Group]:
     return sorted(groups, key=lambda group: (group.errors[MODEL], group.name))
 
 
-def _commands(work_dir: str, config: ConfigDict, dataset: Manifest) -> list[str]:
+def _commands(work_dir: str, config: ConfigDict, dataset: Manifest, measured: Sequence[str]) -> list[str]:
     """What makes the dataset and the run again, but for the paths of the sources, and this page."""
     made = {
         "seed": dataset.seed,
@@ -214,13 +215,14 @@ def _commands(work_dir: str, config: ConfigDict, dataset: Manifest) -> list[str]
         **{f"dataset.filters.{name}": value for name, value in vars(dataset.filters).items()},
     }
     trained = {name: value for name, value in fields(config).items() if not name.startswith("dataset.")}
+    extracts = {name: value for name, value in trained.items() if name == "seed" or name.startswith("model.")}
     kinds = sorted({kind for split in dataset.splits.values() for kind in split.listed})
     sources, run = [f"--source={kind}:PATH" for kind in kinds], f"--workdir={work_dir}"
     programs = {
         "beam_jobs.preprocess": [*_options(made), *sources, "--output=DATA"],
-        "beam_jobs.embed": [*_options(trained), "--data=DATA"],
+        "beam_jobs.embed": [*_options(extracts), "--data=DATA"],
         "trainer.train": [*_options(trained), "--data=DATA", run],
-        "trainer.evaluate": [run, "--data=DATA"],
+        "trainer.evaluate": [run, *measured],
         "trainer.report": [run],
     }
     if dataset.features is None:

@@ -58,7 +58,7 @@ class Extractor:
         if self._random:
             _LOGGER.warning(
                 "WARNING: the feature extractor has RANDOM weights: it tells the decoder nothing of what a picture "
-                "shows. Set --config.model.feature_weights=imagenet, or to a weights file, for a real run."
+                "shows. For a real run train with --config.model.feature_weights=imagenet, or a weights file."
             )
 
     def __call__(self, l_299: tf.Tensor) -> tf.Tensor:
