@@ -175,7 +175,7 @@ def read(directory: str, open_binary: Callable[[str], BinaryIO] = files.open_bin
             text = file.read().decode(errors="replace")
     except OSError as error:
         raise UserError(
-            f"{directory} is no dataset: {path} cannot be read ({one_line(error)}); it is written last, so a job that "
+            f"{directory} is no dataset: {path} cannot be read ({error.strerror or one_line(error)}); it is written last, so a job that "
             "was interrupted leaves none"
         ) from error
     return Manifest.from_json(text, path)
