@@ -174,9 +174,10 @@ def read(directory: str, open_binary: Callable[[str], BinaryIO] = files.open_bin
         with open_binary(path) as file:
             text = file.read().decode(errors="replace")
     except OSError as error:
+        reason = error.strerror or one_line(error)
         raise UserError(
-            f"{directory} is no dataset: {path} cannot be read ({error.strerror or one_line(error)}); it is written last, so a job that "
-            "was interrupted leaves none"
+            f"{directory} is no dataset: {path} cannot be read ({reason}); it is written last, so a job that was "
+            "interrupted leaves none"
         ) from error
     return Manifest.from_json(text, path)
 
