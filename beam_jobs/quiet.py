@@ -43,8 +43,9 @@ def quiet() -> Iterator[None]:
             yield
     except UserError:
         raise
-    except Terminated as told:
-        stderr.write(held.text(before=told.moment - _NOTICE_SECONDS))
+    except (KeyboardInterrupt, Terminated) as told:
+        moment = told.moment if isinstance(told, Terminated) else time.monotonic()  # of who calls without `cli.run`
+        stderr.write(held.text(before=moment - _NOTICE_SECONDS))
         raise
     except BaseException:
         stderr.write(held.text())

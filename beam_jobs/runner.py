@@ -203,7 +203,7 @@ def _wait(result: PipelineResult) -> str | None:
     """Waits for the end; a wait that is broken off ends the job, which would go on wherever its engine runs."""
     try:
         return result.wait_until_finish()
-    except Terminated:
+    except (KeyboardInterrupt, Terminated):
         with contextlib.suppress(Exception):  # it may have ended, or its engine
             result.cancel()
         raise

@@ -50,6 +50,16 @@ class Interrupted(Terminated, KeyboardInterrupt):
     """The process was told to stop by Ctrl-C."""
 
 
+def told(number: signal.Signals) -> Terminated:
+    """What to raise for a signal."""
+    return (Interrupted if number is signal.SIGINT else Terminated)(number)
+
+
+def heard() -> list[signal.Signals]:
+    """The signals that tell this process to stop, but for those that it was started deaf to, as by nohup."""
+    return [each for each in _HEARD if signal.getsignal(each) is not signal.SIG_IGN]
+
+
 class HelpRequested(Exception):
     """`--help` was given; the text is the message."""
 
@@ -124,10 +134,9 @@ def _signals() -> Iterator[None]:
         return
 
     def stop(number: int, frame: object) -> NoReturn:
-        raise (Interrupted if number == signal.SIGINT else Terminated)(signal.Signals(number))
+        raise told(signal.Signals(number))
 
-    heard = (each for each in _HEARD if signal.getsignal(each) is not signal.SIG_IGN)  # nohup
-    before = {number: signal.signal(number, stop) for number in heard}
+    before = {number: signal.signal(number, stop) for number in heard()}
     try:
         yield
     finally:

@@ -200,14 +200,14 @@ def test_a_wait_that_is_broken_off_ends_the_job_wherever_it_runs():
         cancelled = False
 
         def wait_until_finish(self):
-            raise cli.Interrupted(signal.SIGINT)
+            raise KeyboardInterrupt
 
         def cancel(self):
             self.cancelled = True
             raise RuntimeError("it has ended by itself")
 
     result = Result()
-    with pytest.raises(cli.Interrupted):
+    with pytest.raises(KeyboardInterrupt):
         runner._wait(result)
     assert result.cancelled
 
@@ -227,8 +227,9 @@ def held_back(error):
 
 def test_traces_are_held_whole_and_shown_unless_the_error_is_one_line():
     assert held_back(UserError("a mistake")) == "plain\n"
-    for kind in (cli.Terminated, cli.Interrupted):
-        assert held_back(kind(signal.SIGINT)) == "plain\n"
+    assert held_back(KeyboardInterrupt()) == "plain\n"
+    for number in (signal.SIGTERM, signal.SIGINT):
+        assert held_back(cli.told(number)) == "plain\n"
     late = cli.Terminated(signal.SIGTERM)
     late.moment += 10  # a trace from before it may be the cause of it
     for shown in (held_back(ValueError()), held_back(late)):

@@ -6,9 +6,7 @@ import threading
 from collections.abc import Iterator
 from typing import NoReturn
 
-from pipeline.cli import Terminated
-
-_HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+from pipeline import cli
 
 
 class Stop(Exception):
@@ -30,12 +28,9 @@ class StopRequest:
         """Ends the program as the signal would have, now that its state is saved; as SIGTERM, if another host got it.
 
         Raises:
-            KeyboardInterrupt: for an interrupt.
-            Terminated: for other signals.
+            cli.Terminated: for the signal.
         """
-        if self.signal is signal.SIGINT:
-            raise KeyboardInterrupt
-        raise Terminated(self.signal or signal.SIGTERM)
+        raise cli.told(self.signal or signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -55,7 +50,7 @@ def stop_request() -> Iterator[StopRequest]:
         if signal.SIGINT in before:
             signal.signal(signal.SIGINT, before[signal.SIGINT])
 
-    before = {each: handler for each in _HEARD if (handler := signal.getsignal(each)) is not signal.SIG_IGN}  # nohup
+    before = {number: signal.getsignal(number) for number in cli.heard()}
     for number in before:
         signal.signal(number, note)
     try:
