@@ -63,6 +63,7 @@ def main(argv: Sequence[str]) -> None:
     sources.check_outside(output, inputs)
     for directory in (work_dir, output):
         runner.check_output(options, directory)
+    runner.check_credentials(options, work_dir, output, *(source.path for source in inputs))
     runner.check_servers(options)
     sources.check_inputs(inputs)
     colorize(inputs, output, picture_writer.recipe(work_dir, values.saturation, values.native_size), options)

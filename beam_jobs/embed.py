@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> None:
     options = runner.parse_options(rest)
     directory = storage.absolute(values.data)
     runner.check_output(options, directory)
+    runner.check_credentials(options, directory)
     runner.check_servers(options)
     embed(directory, values.config, options, values.overwrite)
 

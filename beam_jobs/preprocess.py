@@ -62,6 +62,7 @@ def main(argv: Sequence[str]) -> None:
     output = storage.absolute(values.output)
     sources.check_outside(output, inputs)
     runner.check_output(options, output)
+    runner.check_credentials(options, output, *(source.path for source in inputs))
     if values.dry_run:
         print_plan(inputs, output, spec, values.overwrite, values.max_reject_fraction)
         return

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from apache_beam.utils import retry
 
-from beam_jobs import storage
+from beam_jobs import gcs, storage
 from beam_jobs.sources import ImageRef
 from pipeline.errors import UserError, one_line
 
@@ -114,6 +114,8 @@ class _Files:
             ) from error
 
     def _read(self, path: str, ref: ImageRef) -> bytes:
+        if gcs.is_path(path):
+            return storage.read_range(path, ref.offset, ref.length)
         try:
             file = self._open(path)
             file.seek(ref.offset)

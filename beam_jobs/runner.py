@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import (
     DirectOptions,
+    GoogleCloudOptions,
     PipelineOptions,
     PortableOptions,
     PrismRunnerOptions,
@@ -30,7 +32,7 @@ from apache_beam.runners.runner import PipelineResult
 from apache_beam.transforms.environments import DockerEnvironment
 from tqdm import tqdm
 
-from beam_jobs import counters, engine
+from beam_jobs import counters, engine, gcs
 from beam_jobs.quiet import quiet, user_error
 from pipeline.cli import Terminated
 from pipeline.errors import UsageError, UserError, one_line
@@ -85,7 +87,19 @@ def parse_options(argv: Sequence[str]) -> PipelineOptions:
     prism = options.view_as(PrismRunnerOptions).prism_location
     if runner == "PrismRunner" and prism and "://" not in prism and not os.path.isfile(prism):
         raise UsageError(f"--prism_location={prism} is no file; 'make engines' builds .engines/prism")
+    FileSystems.set_options(options)
     return options
+
+
+def check_credentials(options: PipelineOptions, *paths: str) -> None:
+    """Looks for what paths of Cloud Storage need, before anything is asked of it.
+
+    Raises:
+        UserError: there are no credentials.
+    """
+    for path in paths:
+        if gcs.is_path(path) and not options.view_as(GoogleCloudOptions).no_auth:
+            gcs.check_credentials(path)
 
 
 def check_output(options: PipelineOptions, output: str) -> None:

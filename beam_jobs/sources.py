@@ -13,14 +13,12 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple, NoReturn
 
-from apache_beam.io.filesystem import FileMetadata, FileSystem
-from apache_beam.io.filesystems import FileSystems
+from apache_beam.io.filesystem import FileSystem
 
 from beam_jobs import storage, tar
 from pipeline.errors import UsageError, UserError, one_line
 from pipeline.manifest import FILE_NAME
 
-_GLANCE = 1000  # files, which Cloud Storage lists in one request
 _COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 _WILDCARDS = re.compile(r"[*?\[]")
 
@@ -311,24 +309,17 @@ def _list_tree(source: Source) -> Iterator[tuple[str, int]]:
     if os.path.isfile(path):
         yield path, _size(path)
         return
-    if "://" in path and not _WILDCARDS.search(path):
-        path = path.rstrip("/") + "/**"
     try:
-        for metadata in _match(path):
-            if "://" in path or _is_file(metadata.path):
-                yield metadata.path, metadata.size_in_bytes
+        if "://" in path and not _WILDCARDS.search(path):
+            if storage.is_object(path):
+                yield path, storage.stat(path).size
+                return
+            path = path.rstrip("/") + "/**"
+        for file_path, size in storage.match(path):
+            if "://" in path or _is_file(file_path):
+                yield file_path, size
     except OSError as error:
         raise UserError(f"source {source} cannot be listed: {one_line(error)}") from error
-
-
-def _match(pattern: str) -> Iterator[FileMetadata]:
-    """The files of a pattern; the first of them at once, for a bucket takes a thousand requests to list a million."""
-    (glance,) = FileSystems.match([pattern], limits=[_GLANCE])
-    yield from glance.metadata_list
-    if len(glance.metadata_list) == _GLANCE:
-        seen = {metadata.path for metadata in glance.metadata_list}
-        (result,) = FileSystems.match([pattern])
-        yield from (metadata for metadata in result.metadata_list if metadata.path not in seen)
 
 
 def _is_folder(path: str) -> bool:

@@ -1,20 +1,22 @@
 """Files of the output directory, local or remote: written aside, then renamed."""
 
 import contextlib
+import io
 import os
 import re
 import uuid
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
-from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystem import CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
-from beam_jobs import write_behind
+from beam_jobs import gcs, write_behind
 from pipeline import tfrecord
 from pipeline.errors import UsageError, UserError, one_line
 from pipeline.manifest import FILE_NAME, FileInfo, Manifest
 
+_GLANCE = 1000  # files
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")
 
 
@@ -24,34 +26,120 @@ def _temporary(path: str) -> str:
 
 @contextlib.contextmanager
 def create(path: str, folder: str | None = None) -> Iterator[BinaryIO]:
-    """Opens a file for writing under a temporary name and gives it its own when the block ends without an error.
+    """Opens a file for writing, which has its name when the block ends without an error.
 
-    Whoever finds the final name finds the whole file; a block that fails leaves nothing behind.
+    Whoever finds the name finds the whole file; a block that fails leaves nothing behind.
 
     Args:
         path: of the file.
-        folder: for the temporary file, on the same file system; by default that of the file.
+        folder: for a temporary file, where one is needed, on the same file system; by default that of the file.
 
     Raises:
         UserError: it cannot be written.
     """
+    try:
+        with _create_object(path) if gcs.is_path(path) else _create_aside(path, folder) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {one_line(error)}; make room there, or name another") from error
+
+
+@contextlib.contextmanager
+def _create_object(path: str) -> Iterator[BinaryIO]:
+    writer = gcs.create(path)
+    try:
+        yield cast(BinaryIO, _RemoteFile(path, writer))
+        with _os_errors(path):
+            writer.close()
+    except BaseException:
+        with contextlib.suppress(Exception):  # an upload that is left alone ends by itself, in a week
+            writer.terminate()
+        raise
+
+
+@contextlib.contextmanager
+def _create_aside(path: str, folder: str | None) -> Iterator[BinaryIO]:
     temporary = _temporary(path if folder is None else FileSystems.join(folder, "new"))
     try:
         with _open_new(temporary) as file:
             yield file
-        FileSystems.rename([temporary], [path])
-    except BaseException as error:
+        with _os_errors(path):
+            FileSystems.rename([temporary], [path])
+    except BaseException:
         with contextlib.suppress(OSError):  # the error that brought us here is the one to report
             delete(temporary)
-        if isinstance(error, OSError):
-            raise UserError(f"{path} cannot be written: {one_line(error)}; make room there, or name another") from error
         raise
 
 
 def _open_new(path: str) -> BinaryIO:
     if "://" not in path:
         return write_behind.create(path)
-    return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    with _os_errors(path):
+        file = FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    return cast(BinaryIO, _RemoteFile(path, file))
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file of a client library, with errors of one class."""
+
+    def __init__(self, path: str, file: BinaryIO):
+        super().__init__()
+        self._path = path
+        self._file = file
+
+    def readable(self) -> bool:
+        return self._file.readable()
+
+    def writable(self) -> bool:
+        return self._file.writable()
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def read(self, size: int = -1) -> bytes:
+        with _os_errors(self._path):
+            return self._file.read(size)
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def write(self, data: Any) -> int:
+        with _os_errors(self._path):
+            return self._file.write(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with _os_errors(self._path):
+            return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            with _os_errors(self._path):
+                self._file.close()
+
+
+@contextlib.contextmanager
+def _os_errors(path: str) -> Iterator[None]:
+    """Gives the errors of remote storage, for which each client library has its own classes, that of everyone else's.
+
+    Raises:
+        FileNotFoundError: what the block works with is not there.
+        OSError: anything else that went wrong in the block, which does nothing else.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if "://" not in path:
+            raise
+        kind = FileNotFoundError if getattr(error, "code", None) == 404 else OSError  # as HTTP has it
+        raise kind(f"{path}: {one_line(error)}") from error
 
 
 def read_text(path: str) -> str:
@@ -71,13 +159,23 @@ def open_binary(path: str) -> BinaryIO:
         FileNotFoundError: there is none.
         OSError: it cannot be opened.
     """
-    try:
+    if "://" not in path:
         return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
-    except OSError:
-        raise
-    except Exception as error:  # of a client library; those of Cloud Storage have the code of HTTP
-        kind = FileNotFoundError if getattr(error, "code", None) == 404 else OSError
-        raise kind(f"{path}: {one_line(error)}") from error
+    with _os_errors(path):
+        if gcs.is_path(path):
+            return cast(BinaryIO, _RemoteFile(path, gcs.open_binary(path)))
+        return cast(BinaryIO, _RemoteFile(path, FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)))
+
+
+def read_range(path: str, offset: int, length: int) -> bytes:
+    """Some bytes of an object of Cloud Storage; fewer, where it ends before.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it cannot be read.
+    """
+    with _os_errors(path):
+        return gcs.read(path, offset, length)
 
 
 def write_manifest(directory: str, described: Manifest) -> None:
@@ -96,11 +194,16 @@ def make_directory(path: str) -> None:
     Raises:
         UserError: it cannot be created, or written to.
     """
+    probe = _temporary(FileSystems.join(path, "probe"))
     try:
-        if not FileSystems.exists(path):
-            FileSystems.mkdirs(path)
-        probe = _temporary(FileSystems.join(path, "probe"))
-        _open_new(probe).close()
+        if gcs.is_path(path):  # there, it need not be created
+            with _create_object(probe):
+                pass
+        else:
+            with _os_errors(path):
+                if not FileSystems.exists(path):
+                    FileSystems.mkdirs(path)
+            _open_new(probe).close()
         delete(probe)
     except OSError as error:
         raise UserError(f"directory {path} cannot be written: {one_line(error)}; name another") from error
@@ -119,7 +222,7 @@ def absolute(path: str) -> str:
     except (ValueError, OSError) as error:
         raise UsageError(
             f"{path} cannot be opened: no file system of that kind is installed; give a local path, or install "
-            "apache-beam[gcp] for gs://"
+            "koalarization[gcp] for gs://"
         ) from error
     return path
 
@@ -140,7 +243,11 @@ def stat(path: str) -> FileStatus:
     if "://" not in path:
         status = os.stat(path)
         return FileStatus(status.st_size, status.st_mtime_ns)
-    (result,) = FileSystems.match([path])
+    with _os_errors(path):
+        if gcs.is_path(path):
+            found = gcs.stat(path)
+            return FileStatus(found.size, round(found.updated.timestamp() * 1e6) * 1000)
+        (result,) = FileSystems.match([path])
     if not result.metadata_list:
         raise FileNotFoundError(f"{path} does not exist")
     (metadata,) = result.metadata_list
@@ -148,11 +255,52 @@ def stat(path: str) -> FileStatus:
 
 
 def names(directory: str) -> set[str]:
-    """The names of the files of a directory; none, where there is no directory."""
+    """The names of the files of a directory; none, where there is no directory.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
     if "://" not in directory:  # Beam's matching would take brackets in the directory's name for a pattern
         return set(os.listdir(directory)) if os.path.isdir(directory) else set()
-    (result,) = FileSystems.match([FileSystems.join(directory, "*")])
-    return {FileSystems.split(metadata.path)[1] for metadata in result.metadata_list}
+    with _os_errors(directory):
+        if gcs.is_path(directory):
+            return set(gcs.names(directory))
+        (result,) = FileSystems.match([FileSystems.join(directory, "*")])
+        return {FileSystems.split(metadata.path)[1] for metadata in result.metadata_list}
+
+
+def match(pattern: str) -> Iterator[tuple[str, int]]:
+    """Path and size in bytes of each file that matches a pattern; the first of them at once, however many there are.
+
+    Raises:
+        OSError: they cannot be listed.
+    """
+    with _os_errors(pattern):
+        if gcs.is_path(pattern):
+            yield from gcs.match(pattern)
+            return
+        (glance,) = FileSystems.match([pattern], limits=[_GLANCE])
+        yield from map(_path_and_size, glance.metadata_list)
+        if len(glance.metadata_list) == _GLANCE:
+            seen = {metadata.path for metadata in glance.metadata_list}
+            (result,) = FileSystems.match([pattern])
+            yield from (_path_and_size(metadata) for metadata in result.metadata_list if metadata.path not in seen)
+
+
+def _path_and_size(metadata: FileMetadata) -> tuple[str, int]:
+    return metadata.path, metadata.size_in_bytes
+
+
+def is_object(path: str) -> bool:
+    """Whether a path is an object of Cloud Storage, and not, or not only, a folder of them.
+
+    Raises:
+        OSError: the store does not answer.
+    """
+    if not gcs.is_path(path) or path.endswith("/"):
+        return False
+    with _os_errors(path):
+        return gcs.exists(path)
 
 
 def has_size(directory: str, info: FileInfo) -> bool:
@@ -187,12 +335,15 @@ def delete(path: str) -> None:
     Raises:
         OSError: it cannot be deleted.
     """
-    if "://" in path:
-        if FileSystems.exists(path):
-            FileSystems.delete([path])
+    if "://" not in path:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
         return
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(path)
+    with _os_errors(path):
+        if gcs.is_path(path):
+            gcs.delete(path)
+        elif FileSystems.exists(path):
+            FileSystems.delete([path])
 
 
 def delete_temporaries(directory: str) -> None:

@@ -28,7 +28,7 @@ tf.config.experimental.enable_op_determinism()
 def pictures(tmp_path_factory):
     """A directory with `archives/` in Places365's and ImageNet's layouts, and `held_out/`."""
     folder = tmp_path_factory.mktemp("pictures")
-    photographs.write(folder)
+    photographs.write(str(folder))
     return folder
 
 

@@ -7,7 +7,7 @@ from tools import photographs, sheet
 
 
 def test_the_same_archives_each_time_in_the_layouts_of_the_originals(pictures, tmp_path):
-    photographs.write(tmp_path)
+    photographs.write(str(tmp_path))
     for name in ("val_256.tar", "ILSVRC2012_img_train.tar"):
         assert (tmp_path / "archives" / name).read_bytes() == (pictures / "archives" / name).read_bytes()
     with tarfile.open(tmp_path / "archives/val_256.tar") as archive:

@@ -7,16 +7,16 @@ that no archive shows any of.
 """
 
 import io
+import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from absl import flags
 from PIL import Image
 from skimage import data
 
-from pipeline import cli
+from pipeline import cli, files, image
 
 # The class under which each photograph stands in the ImageNet archive.
 _CLASSES = {
@@ -39,23 +39,25 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("output", None, "The directory to write to.", flag_values=values)
     cli.parse(values, argv, __doc__)
     cli.require(values, "output")
-    write(Path(values.output))
+    write(values.output)
 
 
-def write(output: Path) -> None:
-    """Writes `archives/` and `held_out/` below a directory; the same bytes each time."""
-    archives, held_out = output / "archives", output / "held_out"
+def write(output: str) -> None:
+    """Writes `archives/` and `held_out/` below a directory, local or remote; the same bytes each time."""
+    archives, held_out = os.path.join(output, "archives"), os.path.join(output, "held_out")
     for folder in (archives, held_out):
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
     places: list[np.ndarray] = []
     imagenet: dict[str, list[np.ndarray]] = {}
     for index, (name, photograph) in enumerate(photographs()):
         cuts, hidden = cut(photograph, np.random.default_rng([_SEED, index]))
         places += cuts[::2]
         imagenet[_CLASSES[name]] = cuts[1::2]
-        Image.fromarray(hidden).save(held_out / f"{name}.png")
-    write_places_val(archives / "val_256.tar", places)
-    write_imagenet_train(archives / "ILSVRC2012_img_train.tar", imagenet)
+        files.write(os.path.join(held_out, f"{name}.png"), image.encode_png(hidden))
+    with files.aside(os.path.join(archives, "val_256.tar")) as path:
+        write_places_val(path, places)
+    with files.aside(os.path.join(archives, "ILSVRC2012_img_train.tar")) as path:
+        write_imagenet_train(path, imagenet)
 
 
 def photographs() -> Iterator[tuple[str, np.ndarray]]:
@@ -99,7 +101,7 @@ class _Window:
         return picture[self.top : self.bottom, self.left : self.right]
 
 
-def write_places_val(path: Path, pictures: Sequence[np.ndarray]) -> None:
+def write_places_val(path: str, pictures: Sequence[np.ndarray]) -> None:
     """An archive as `val_256.tar`: flat, 256x256 JPEGs."""
     with tarfile.open(path, "w") as archive:
         for number, picture in enumerate(pictures, 1):
@@ -107,7 +109,7 @@ def write_places_val(path: Path, pictures: Sequence[np.ndarray]) -> None:
             add_member(archive, f"val_256/Places365_val_{number:08d}.jpg", jpeg(small))
 
 
-def write_imagenet_train(path: Path, pictures_by_class: Mapping[str, Sequence[np.ndarray]]) -> None:
+def write_imagenet_train(path: str, pictures_by_class: Mapping[str, Sequence[np.ndarray]]) -> None:
     """An archive as `ILSVRC2012_img_train.tar`: an inner archive per class, JPEGs of any size."""
     with tarfile.open(path, "w") as archive:
         for synset, pictures in sorted(pictures_by_class.items()):

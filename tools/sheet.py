@@ -3,15 +3,15 @@
 python -m tools.sheet --truth=demo/held_out --colorized=demo/colorized --output=demo/colorized/sheet.png
 """
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from absl import flags
 from PIL import Image, ImageDraw
 
-from pipeline import cli, color, image
-from pipeline.errors import UserError
+from pipeline import cli, color, files, image
+from pipeline.errors import UserError, one_line
 
 _TILE = 224
 _MARGIN = 8
@@ -27,12 +27,24 @@ def main(argv: Sequence[str]) -> None:
     cli.parse(values, argv, __doc__)
     cli.require(values, "truth", "colorized", "output")
     rows = []
-    for path in sorted(Path(values.truth).glob("*.png")):
-        result = Path(values.colorized) / path.name
-        if not result.is_file():
-            raise UserError(f"{result} is missing: colorize {path} first")
-        rows.append((path.stem, image.decode(path.read_bytes()), image.decode(result.read_bytes())))
-    draw(rows).save(values.output)
+    for path in sorted(files.names(values.truth)):
+        name, form = os.path.splitext(path)
+        if form == ".png":
+            truth, colorized = (read(os.path.join(folder, path)) for folder in (values.truth, values.colorized))
+            rows.append((name, truth, colorized))
+    files.write(values.output, image.encode_png(np.asarray(draw(rows))))
+
+
+def read(path: str) -> np.ndarray:
+    """A picture, uint8 [H, W, 3].
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return image.decode(files.read(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}; colorize it first") from error
 
 
 def draw(rows: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Image.Image:
