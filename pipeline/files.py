@@ -196,6 +196,8 @@ def make_folder(path: str) -> None:
         if "://" not in path:
             os.makedirs(path or ".", exist_ok=True)
             return
+        if path.startswith("gs://"):  # where folders are no more than how names begin
+            return
         import tensorflow as tf
 
         with _os_errors(path):
@@ -286,14 +288,29 @@ def _writing(path: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def folder_aside(path: str) -> Iterator[str]:
-    """A new local folder, which gets its name, or takes the place of an empty one, at the end of the block.
+def folder_aside(path: str, last: str = "") -> Iterator[str]:
+    """A local folder for what is to become a new one, or to take the place of an empty one, at the end of the block.
 
-    Whoever finds the name finds all of it, and a block that fails leaves nothing behind.
+    Whoever finds its name finds all of it; of a remote one, whose files come one by one, who finds the last of them. A
+    block that fails leaves nothing behind, unless the store fails as well.
+
+    Args:
+        path: of the folder, local or remote.
+        last: the name of the file that comes last.
 
     Raises:
         UserError: it cannot be made or renamed.
     """
+    if "://" in path:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield temporary
+            try:
+                _upload_folder(temporary, path, last)
+            except BaseException:
+                with contextlib.suppress(UserError):
+                    remove_folder(path, last)
+                raise
+        return
     path = os.path.realpath(path)
     temporary = _temporary(path)
     with _creating(path):
@@ -304,6 +321,58 @@ def folder_aside(path: str) -> Iterator[str]:
             os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _upload_folder(local: str, path: str, last: str) -> None:
+    for name in sorted(_below(local), key=lambda each: (os.path.basename(each) == last, each)):
+        target = os.path.join(path, name)
+        make_folder(os.path.dirname(target))
+        upload(os.path.join(local, name), target)
+
+
+@contextlib.contextmanager
+def local_folder(path: str) -> Iterator[str]:
+    """The files of a folder in a local one: itself, or copies of remote ones, for the time of the block.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if "://" not in path:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as copies:
+        for name in names(path):
+            with open_binary(os.path.join(path, name)) as source, open(os.path.join(copies, name), "wb") as copy:
+                shutil.copyfileobj(source, copy, _ASKED_BYTES)
+        yield copies
+
+
+def remove_folder(path: str, first: str = "") -> None:
+    """Deletes a folder and what is in it; one that is not there is fine.
+
+    Args:
+        path: of the folder, local or remote.
+        first: the name of the file that goes first, where there is one.
+
+    Raises:
+        UserError: it cannot be deleted.
+    """
+    if first:
+        remove(os.path.join(path, first))
+    try:
+        if "://" not in path:
+            shutil.rmtree(path)
+            return
+        for name in list(_below(path)):  # TensorFlow takes a folder of which the store does not answer for none
+            remove(os.path.join(path, name))
+        import tensorflow as tf
+
+        with _os_errors(path):
+            tf.io.gfile.rmtree(path)  # what stands for an empty folder, if anything does
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path} cannot be deleted: {one_line(error)}; start again once it can") from error
 
 
 def remove(path: str) -> None:

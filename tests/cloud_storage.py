@@ -11,6 +11,7 @@ import http.server
 import json
 import os
 import random
+import re
 import shutil
 import socket
 import ssl
@@ -20,7 +21,7 @@ import sys
 import threading
 import time
 import urllib.parse
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import trustme
@@ -42,6 +43,7 @@ _OF_THE_CONNECTION = {
     "content-length",
     "keep-alive",
     "proxy-connection",
+    "expect",
     "date",
     "server",
 }
@@ -72,6 +74,40 @@ class Faults:
         return kind
 
 
+class _Upload:
+    """A resumable upload as Cloud Storage has it: what came already is passed over, and the end can be asked for again.
+
+    The emulator takes what comes twice for more. https://cloud.google.com/storage/docs/performing-resumable-uploads
+    """
+
+    _STEP = 256 << 10  # of what is kept of an upload that breaks off
+
+    def __init__(self):
+        self._size = 0
+        self._end = None
+        self._lock = threading.Lock()
+
+    def put(self, ask, content_range, body, breaks_off):
+        """Status, headers and content of the answer to a request with a `Content-Range`; `ask` asks the emulator."""
+        with self._lock:
+            if self._end is None and body:
+                start, total = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range).groups()
+                assert int(start) <= self._size, "a hole"
+                body = body[self._size - int(start) :]
+                if breaks_off:
+                    body = body[: len(body) // 2 // self._STEP * self._STEP]
+                if body:
+                    answer = ask(body, f"bytes {self._size}-{self._size + len(body) - 1}/{total}")
+                    assert answer[0] in (200, 308), answer
+                    self._size += len(body)
+                    self._end = answer if answer[0] == 200 else None
+            elif self._end is None and content_range == "bytes */0":
+                self._end = ask(b"", content_range)
+            if self._end is not None:
+                return self._end
+            return 308, {"Range": f"bytes=0-{self._size - 1}"} if self._size else {}, b""
+
+
 class _Front(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
@@ -82,6 +118,7 @@ class _Front(http.server.ThreadingHTTPServer):
         self.tls = tls
         self.faults = faults
         self.requests = []
+        self.uploads = defaultdict(_Upload)
 
     def handle_error(self, request, client_address):
         if not isinstance(sys.exc_info()[1], (OSError, http.client.HTTPException)):  # of a client that hung up
@@ -133,8 +170,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif fault == "reset before":
             self._reset()
         else:
-            status, headers, content = self._ask(body)
-            if fault == "reset after":
+            status, headers, content = self._ask(body, fault)
+            if fault == "reset after" or (fault == "truncated" and self._upload):
                 self._reset()
             else:
                 self._answer(status, headers, content, fault)
@@ -161,10 +198,25 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             pass
         return b"".join(pieces)
 
-    def _ask(self, body):
-        """What the emulator answers: status, headers and content."""
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in _OF_THE_CONNECTION}
-        headers.pop("Expect", None)
+    @property
+    def _upload(self):
+        """The upload of which the request is a part, or None."""
+        named = urllib.parse.parse_qs(self.path.partition("?")[2]).get("upload_id")
+        return self.server.uploads[named[0]] if named and self.command == "PUT" else None
+
+    def _ask(self, body, fault):
+        """What Cloud Storage answers: status, headers and content."""
+        headers = {
+            name.title(): value for name, value in self.headers.items() if name.lower() not in _OF_THE_CONNECTION
+        }
+        if self._upload and "Content-Range" in headers:
+            return self._upload.put(
+                lambda part, content_range: self._ask_emulator(part, headers | {"Content-Range": content_range}),
+                headers["Content-Range"], body, fault == "truncated",
+            )  # fmt: skip
+        return self._ask_emulator(body, headers)
+
+    def _ask_emulator(self, body, headers):
         self._emulator.request(self.command, self.path, body, headers | {"Content-Length": str(len(body))})
         response = self._emulator.getresponse()
         content = response.read()

@@ -1,11 +1,13 @@
 import glob
 import os
+import shutil
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipeline import files
 from pipeline.errors import UserError
 from trainer.checkpoints import Checkpoints
 
@@ -48,8 +50,8 @@ def test_network_alone_comes_back(tmp_path):
 
 def test_newest_are_kept_and_leavings_of_the_killed_removed(tmp_path):
     network, optimizer = state()
-    (tmp_path / "checkpoints/writing-abc").mkdir(parents=True)
-    (tmp_path / "checkpoints/writing-abc/state.index").write_text("")
+    (tmp_path / "checkpoints" / ABANDONED).mkdir(parents=True)
+    (tmp_path / "checkpoints" / ABANDONED / "state.index").write_text("")
     checkpoints = Checkpoints(str(tmp_path))
     assert checkpoints.steps() == []
     for number in (5, 10, 15):
@@ -58,11 +60,14 @@ def test_newest_are_kept_and_leavings_of_the_killed_removed(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000010", "step-00000015"]
 
 
+ABANDONED = f"step-00000001.{'0' * 32}.tmp"
+
+
 class Killed(BaseException):
     """What nobody catches."""
 
 
-@pytest.mark.parametrize("call", range(1, 6))
+@pytest.mark.parametrize("call", range(1, 8))
 def test_killed_at_any_change_of_the_folder_what_is_there_is_whole(tmp_path, monkeypatch, call):
     """In a save for which leavings, a folder of that step and an old checkpoint go, the last amid its files."""
     network, optimizer = state()
@@ -72,29 +77,29 @@ def test_killed_at_any_change_of_the_folder_what_is_there_is_whole(tmp_path, mon
         saved[number] = network.get_weights()[0]
         if number < 20:
             checkpoints.save(number, network, optimizer, keep=2)
-    for name in ("writing-abc", "step-00000020"):
+    for name in (ABANDONED, "step-00000020"):
         (tmp_path / "checkpoints" / name).mkdir()
     calls = iter(range(1, call + 1))
 
     def dying(operation):
-        def change_or_die(path, *args):
-            if next(calls) == call:
+        def change_or_die(path, *args, **kwargs):
+            if next(calls, call) == call:  # and nothing after it
                 if os.path.isdir(path) and (files := os.listdir(path)) and operation is rmtree:
-                    os.remove(os.path.join(path, files[0]))
+                    os.unlink(os.path.join(path, files[0]))
                 raise Killed
-            return operation(path, *args)
+            return operation(path, *args, **kwargs)
 
         return change_or_die
 
-    rmtree = tf.io.gfile.rmtree
-    for name in ("makedirs", "rename", "rmtree"):
-        monkeypatch.setattr(tf.io.gfile, name, dying(getattr(tf.io.gfile, name)))
+    rmtree = shutil.rmtree
+    for owner, name in ((os, "makedirs"), (os, "rename"), (os, "remove"), (shutil, "rmtree")):
+        monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
     with pytest.raises(Killed):
         checkpoints.save(20, network, optimizer, keep=2)
     monkeypatch.undo()
     other, other_optimizer = state()
     found = Checkpoints(str(tmp_path)).restore(other, other_optimizer)
-    assert found == (20 if call == 5 else 15)
+    assert found == (20 if call >= 6 else 15)
     np.testing.assert_array_equal(other.get_weights()[0], saved[found])
     checkpoints.save(25, network, optimizer, keep=2)
     assert checkpoints.restore(other) == 25
@@ -105,13 +110,46 @@ def test_what_fails_while_it_is_written_is_no_checkpoint(tmp_path, monkeypatch):
     network, optimizer = state()
 
     def fail(*args, **kwargs):
-        raise tf.errors.ResourceExhaustedError(None, None, "disk full")
+        raise OSError("disk full")
 
-    monkeypatch.setattr(tf.io.gfile, "rename", fail)
+    monkeypatch.setattr(os, "rename", fail)
     checkpoints = Checkpoints(str(tmp_path))
-    with pytest.raises(UserError, match="checkpoint .*step-00000001 cannot be written: disk full"):
+    with pytest.raises(UserError, match="step-00000001 cannot be created: disk full"):
         checkpoints.save(1, network, optimizer, keep=2)
     assert checkpoints.steps() == []
+    assert not any((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("upload", range(1, 3))
+def test_of_a_remote_one_the_index_comes_last_and_goes_first(tmp_path, monkeypatch, upload):
+    """A process that is killed, or a store that fails, amid its files leaves none, or what is passed over."""
+    network, optimizer = state()
+    checkpoints = Checkpoints(f"file://{tmp_path}")
+    checkpoints.save(1, network, optimizer, keep=1)
+    original, calls = files.upload, iter(range(1, upload + 1))
+
+    def upload_or_fail(local, path):
+        if next(calls) == upload:
+            raise UserError("no more")
+        original(local, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "upload", upload_or_fail)
+        with pytest.raises(UserError, match="no more"):
+            checkpoints.save(2, network, optimizer, keep=1)
+    assert checkpoints.steps() == [1]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "upload", upload_or_fail := lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(files, "remove_folder", lambda *_: None)
+        with pytest.raises(Killed):
+            checkpoints.save(2, network, optimizer, keep=1)
+    checkpoints.save(2, network, optimizer, keep=1)
+    assert checkpoints.steps() == [2]
+    removed = []
+    monkeypatch.setattr(files, "remove", lambda path, remove=files.remove: (removed.append(path), remove(path)))
+    checkpoints.save(3, network, optimizer, keep=1)
+    assert [os.path.basename(path) for path in removed][0] == "state.index"
 
 
 def test_a_folder_of_another_step_is_refused(tmp_path):

@@ -187,7 +187,7 @@ def test_a_remote_output(exported, tmp_path, monkeypatch):
     copied, upload = [], own_files.upload
 
     def export_to(output):
-        with export._aside(output) as folder:
+        with own_files.folder_aside(output, export._LAST) as folder:
             shutil.copytree(exported / "exported", folder, dirs_exist_ok=True)
 
     def upload_or_fail(path, target):

@@ -1,9 +1,13 @@
-"""The state of a run: written aside, read back, then renamed; and read from the newest checkpoint that is whole."""
+"""The state of a run: written aside, read back, then renamed; and read from the newest checkpoint that is whole.
+
+Those of a remote run are written and read here, and copied as files: TensorFlow would ask for each of some hundred
+tensors by itself, and its renaming of remote folders does not survive a request that fails.
+"""
 
 import dataclasses
 import logging
+import os
 import re
-import uuid
 
 import keras
 import msgspec
@@ -16,7 +20,7 @@ from trainer import files
 _LOGGER = logging.getLogger(__name__)
 _FOLDER = "checkpoints"
 _NAME = re.compile(r"^step-(\d{8})/?$")
-_WRITING = "writing-"
+_ABANDONED = re.compile(r"\.[0-9a-f]{32}\.tmp/?$")
 _PREFIX = "state"
 _METRICS = "metrics.json"
 _INDEX = f"{_PREFIX}.index"
@@ -47,14 +51,16 @@ class Checkpoints:
 
     def _found(self) -> dict[int, bool]:
         """The steps that have a folder, in ascending order, and whether it holds the file that comes there last."""
-        try:
-            with files.reading(self._folder):
-                names = pipeline_files.names(self._folder)
-        except FileNotFoundError:
-            return {}
-        steps = sorted(int(match[1]) for name in names if (match := _NAME.match(name)))
+        steps = sorted(int(match[1]) for name in self._names() if (match := _NAME.match(name)))
         with files.reading(self._folder):
             return {step: tf.io.gfile.exists(self._path(step, _INDEX)) for step in steps}
+
+    def _names(self) -> list[str]:
+        try:
+            with files.reading(self._folder):
+                return pipeline_files.names(self._folder)
+        except FileNotFoundError:
+            return []
 
     def validation_loss(self, step: int) -> float | None:
         """The validation loss that was recorded for a step; None, if none was.
@@ -100,25 +106,31 @@ class Checkpoints:
                 "trains in the same --workdir; stop one of them"
             )
         with files.writing(f"checkpoint {self._path(step)}"):
-            self._save(step, network, optimizer)
+            self._delete_abandoned()
+            self._save(step, network, optimizer, damaged=step in found)
             for damaged in (found.keys() & self._passed_over) - {step}:
-                tf.io.gfile.rmtree(self._path(damaged))
+                self._delete(damaged)
             self._passed_over.clear()
             steps = sorted({step, *others})
             for old in set(steps) - {*steps[-max(1, keep) :], self._best(steps)}:
-                tf.io.gfile.rmtree(self._path(old))
+                self._delete(old)
 
-    def _save(self, step: int, network: keras.Model, optimizer: keras.Optimizer) -> None:
-        for abandoned in tf.io.gfile.glob(tf.io.gfile.join(self._folder, f"{_WRITING}*")):
-            tf.io.gfile.rmtree(abandoned)  # by a process that was killed: a run is written by one
-        temporary = tf.io.gfile.join(self._folder, f"{_WRITING}{uuid.uuid4().hex}")
-        tf.io.gfile.makedirs(temporary)
-        prefix = tf.io.gfile.join(temporary, _PREFIX)
-        tf.train.Checkpoint(network=network, optimizer=optimizer, step=tf.Variable(step, dtype=tf.int64)).write(prefix)
-        _read_all(prefix)
-        if tf.io.gfile.exists(self._path(step)):  # a damaged one, which was passed over
-            tf.io.gfile.rmtree(self._path(step))
-        tf.io.gfile.rename(temporary, self._path(step))
+    def _delete_abandoned(self) -> None:
+        """What a process left that was killed: a run is written by one."""
+        for name in filter(_ABANDONED.search, self._names()):
+            pipeline_files.remove_folder(os.path.join(self._folder, name))
+
+    def _save(self, step: int, network: keras.Model, optimizer: keras.Optimizer, damaged: bool) -> None:
+        with pipeline_files.folder_aside(self._path(step), last=_INDEX) as folder:
+            prefix = os.path.join(folder, _PREFIX)
+            state = tf.train.Checkpoint(network=network, optimizer=optimizer, step=tf.Variable(step, dtype=tf.int64))
+            state.write(prefix)
+            _read_all(prefix)
+            if damaged:
+                self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        pipeline_files.remove_folder(self._path(step), first=_INDEX)
 
     def restore(self, network: keras.Model, optimizer: keras.Optimizer | None = None) -> int | None:
         """Loads the newest whole checkpoint into a network and, to go on training, into its built optimizer.
@@ -156,10 +168,10 @@ class Checkpoints:
         if optimizer is not None:
             state["optimizer"] = optimizer
         try:
-            with files.reading(f"checkpoint {path}"):
-                with tf.io.gfile.GFile(tf.io.gfile.join(path, _INDEX), "rb") as file:
-                    file.read()  # whether the store answers: the reader of checkpoints does not tell
-                status = tf.train.Checkpoint(**state).read(tf.io.gfile.join(path, _PREFIX))
+            with files.reading(f"checkpoint {path}"), pipeline_files.local_folder(path) as folder:
+                with open(os.path.join(folder, _INDEX), "rb") as file:
+                    file.read()  # whether the disk answers: the reader of checkpoints does not tell
+                status = tf.train.Checkpoint(**state).read(os.path.join(folder, _PREFIX))
                 status.assert_existing_objects_matched().expect_partial()
             if int(found.numpy()) != step:
                 raise ValueError(f"it holds step {int(found.numpy())}")

@@ -12,13 +12,11 @@ DIR, which must not hold anything yet, is given:
 Each was read again and colorized a picture as trainer.colorize does, but for rounding, before DIR gets its name.
 """
 
-import contextlib
 import importlib.util
 import json
 import logging
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -90,7 +88,7 @@ def export(work_dir: str, output: str) -> None:
     """
     _check_empty(output)
     run = trained.load(work_dir)
-    with _aside(output) as folder:
+    with files.folder_aside(output, _LAST) as folder:
         differences = _write_forms(run, folder)
         description = {
             "run": work_dir, "step": run.step, "model": run.config.model.name,
@@ -113,31 +111,6 @@ def _check_empty(output: str) -> None:
         raise UserError(f"--output={output} cannot be used: {one_line(error)}; name a new directory") from error
     if found:
         raise UserError(f"--output={output} holds {found[0]}; name a new directory")
-
-
-@contextlib.contextmanager
-def _aside(output: str) -> Iterator[str]:
-    """A local folder that becomes the output once the block has ended well."""
-    if "://" in output:
-        with tempfile.TemporaryDirectory() as folder:
-            yield folder
-            _upload(folder, output)
-        return
-    with files.folder_aside(output) as folder:
-        yield folder
-
-
-def _upload(folder: str, output: str) -> None:
-    """Copies a folder; what makes it a saved model comes last, and a failure leaves nothing behind."""
-    try:
-        for path, name in sorted(files.find(folder), key=lambda each: os.path.basename(each[0]) == _LAST):
-            target = os.path.join(output, name)
-            files.make_folder(os.path.dirname(target))
-            files.upload(path, target)
-    except BaseException:
-        with contextlib.suppress(tf.errors.OpError):
-            tf.io.gfile.rmtree(output)
-        raise
 
 
 class _Sample:
