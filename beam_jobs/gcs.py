@@ -8,6 +8,7 @@ two minutes.
 
 import contextlib
 import functools
+import logging
 import re
 from collections.abc import Iterator
 from datetime import datetime
@@ -55,6 +56,7 @@ def check_credentials(path: str) -> None:
     import google.auth
     from google.auth.exceptions import DefaultCredentialsError
 
+    logging.getLogger("google.auth").setLevel(logging.ERROR)  # it misses a project, which storage does without
     try:
         google.auth.default()
     except DefaultCredentialsError as error:

@@ -210,7 +210,7 @@ def make_directory(path: str) -> None:
 
 
 def absolute(path: str) -> str:
-    """A local path made absolute, for workers that run elsewhere; a remote one as it is.
+    """A local path made absolute, for workers that run elsewhere; a remote one without a slash at its end.
 
     Raises:
         UsageError: a remote one that nothing here can open.
@@ -224,7 +224,7 @@ def absolute(path: str) -> str:
             f"{path} cannot be opened: no file system of that kind is installed; give a local path, or install "
             "koalarization[gcp] for gs://"
         ) from error
-    return path
+    return path.rstrip("/")
 
 
 class FileStatus(NamedTuple):

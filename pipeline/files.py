@@ -12,13 +12,13 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, NoReturn
 
+from pipeline import loading
 from pipeline.errors import UserError, one_line
 
 LOCAL_BUFFER_BYTES = 8 << 10  # more is read past it, straight to where it belongs
-GCS_BLOCK_MIB = 1  # what TensorFlow is told to ask Cloud Storage for at a time, and to keep of each open file
 _ASKED_BYTES = 512 << 10  # what TensorFlow asks a file system for, and keeps of it
 _WILDCARD = re.compile(r"[*?\[]")
-REMOTE_BUFFER_BYTES = 2 * _ASKED_BYTES + (GCS_BLOCK_MIB << 20)  # of an open file, in all
+REMOTE_BUFFER_BYTES = 2 * _ASKED_BYTES + (loading.GCS_BLOCK_MIB << 20)  # of an open file, in all
 
 
 def open_binary(path: str) -> BinaryIO:
@@ -48,8 +48,7 @@ class _RemoteFile(io.RawIOBase):
     """A remote file as one of Python's."""
 
     def __init__(self, path: str):
-        import tensorflow as tf  # a worker has none, and local files need none
-
+        tf = loading.tensorflow()
         self._path = path
         self._file = tf.io.gfile.GFile(path, "rb")
         with _os_errors(path):
@@ -86,8 +85,7 @@ def names(directory: str) -> list[str]:
     """
     if "://" not in directory:
         return os.listdir(directory)
-    import tensorflow as tf
-
+    tf = loading.tensorflow()
     with _os_errors(directory):
         tf.io.gfile.stat(directory)  # what lists takes a store that does not answer for one without the directory
         return tf.io.gfile.listdir(directory)
@@ -101,8 +99,7 @@ def exists(path: str) -> bool:
     """
     if "://" not in path:
         return os.path.lexists(path)
-    import tensorflow as tf
-
+    tf = loading.tensorflow()
     with _os_errors(path):
         return tf.io.gfile.exists(path)
 
@@ -150,8 +147,7 @@ def find_all(named: Iterable[str]) -> list[str]:
 def _is_folder(path: str) -> bool:
     if "://" not in path:
         return os.path.isdir(path)
-    import tensorflow as tf
-
+    tf = loading.tensorflow()
     return tf.io.gfile.isdir(path)
 
 
@@ -176,8 +172,7 @@ def _below(folder: str) -> Iterator[str]:
 
     walk = os.walk
     if "://" in folder:
-        import tensorflow as tf
-
+        tf = loading.tensorflow()
         walk = tf.io.gfile.walk
     with _os_errors(folder):
         for base, folders, names in walk(folder, onerror=fail):
@@ -198,8 +193,7 @@ def make_folder(path: str) -> None:
             return
         if path.startswith("gs://"):  # where folders are no more than how names begin
             return
-        import tensorflow as tf
-
+        tf = loading.tensorflow()
         with _os_errors(path):
             tf.io.gfile.makedirs(path)
 
@@ -262,8 +256,7 @@ def upload(local: str, path: str) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    import tensorflow as tf
-
+    tf = loading.tensorflow()
     temporary = _temporary(path)
     try:
         with _writing(path), _os_errors(path):
@@ -365,8 +358,7 @@ def remove_folder(path: str, first: str = "") -> None:
             return
         for name in list(_below(path)):  # TensorFlow takes a folder of which the store does not answer for none
             remove(os.path.join(path, name))
-        import tensorflow as tf
-
+        tf = loading.tensorflow()
         with _os_errors(path):
             tf.io.gfile.rmtree(path)  # what stands for an empty folder, if anything does
     except FileNotFoundError:
@@ -394,8 +386,7 @@ def _operations(path: str) -> tuple[Callable[..., Any], Callable[[str, str], Non
     """What opens, renames over another, and removes a file of the kind of a path."""
     if "://" not in path:
         return open, os.replace, os.remove
-    import tensorflow as tf
-
+    tf = loading.tensorflow()
     return tf.io.gfile.GFile, functools.partial(tf.io.gfile.rename, overwrite=True), tf.io.gfile.remove
 
 
@@ -405,8 +396,7 @@ def _os_errors(path: str) -> Iterator[None]:
     if "://" not in path:
         yield
         return
-    import tensorflow as tf
-
+    tf = loading.tensorflow()
     try:
         yield
     except tf.errors.NotFoundError as error:

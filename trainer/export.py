@@ -25,10 +25,10 @@ from absl import flags
 
 from pipeline import cli, color, files, image
 from pipeline.errors import UserError, one_line
+from pipeline.loading import quiet_loading
 from trainer import serving, trained
 from trainer.colorizer import FixedSizeColorizer
 from trainer.files import writing
-from trainer.quiet import quiet_loading
 from trainer.serving import Server
 from trainer.trained import Trained
 

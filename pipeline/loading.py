@@ -1,18 +1,35 @@
-"""Keeps what TensorFlow prints while it loads itself or a model from the user: none is an error, or can be mended."""
+"""Loads TensorFlow, and keeps what it prints while it loads itself or a model from the user: none can be mended."""
 
 import contextlib
+import functools
+import logging
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
+GCS_BLOCK_MIB = 1  # what TensorFlow is told to ask Cloud Storage for at a time, and to keep of each open file
 # TensorFlow writes these before its log level is in force; cuInit "fails" on every machine without a GPU.
 # oneDNN says of each process's first uint8 that another implementation takes it.
 _NOISE = re.compile(
     rb"^(WARNING: All log messages before absl|I0000 |W0000 |E0000 .*cuInit|E0000 .*oneDNN supports DT_UINT8 only|"
     rb"To enable the following)"
 )
+
+
+@functools.cache
+def tensorflow() -> Any:
+    """The module; loaded when first asked for, since a worker has none, and local files need none."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors
+    os.environ["GCS_READ_CACHE_BLOCK_SIZE_MB"] = str(GCS_BLOCK_MIB)  # else 64, of each of some dozens of open files
+    with quiet_loading():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+    tf.get_logger().setLevel(logging.ERROR)  # it tells of strategies and traces in words meant for its own makers
+    return tf
 
 
 @contextlib.contextmanager

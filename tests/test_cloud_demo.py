@@ -1,0 +1,91 @@
+"""The way of `make demo`, command by command, with every path on Cloud Storage, while requests fail in all ways.
+
+In place of Inception-ResNet-v2 stands one convolution, and the network is narrow: it is the way that is tested.
+"""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from tests import cloud_storage
+from tests.helpers import TINY
+
+_SETTINGS = ("dataset.layout=compact", "model.width_multiplier=0.0625", "epochs_per_learning_rate=1,1")
+_OF_ITS_OWN = re.compile(r"/(tensorboard|job/index)/")  # named by when they were written, or by what the archives were
+_SHARE = 0.05  # of requests, for each kind of fault
+
+
+def commands(folder):
+    """The commands of `make demo` that are ours: module and arguments of each."""
+    makefile = subprocess.run(
+        ["make", "--dry-run", "demo", f"DEMO={folder}"], capture_output=True, text=True, check=True
+    )
+    lines = makefile.stdout.replace("\\\n", " ").splitlines()
+    found = [line.split()[2:] for line in lines if line.startswith(".venv/bin/python -m ") and " pip " not in line]
+    assert found[0][0] == "tools.photographs"
+    assert found[-1][0] == "trainer.report"
+    return found
+
+
+def run(folder, environment):
+    for module, *arguments in commands(folder):
+        if any(argument.startswith("--config=") for argument in arguments):
+            arguments += [
+                f"--config.{setting}" for setting in _SETTINGS if module != "beam_jobs.embed" or "model" in setting
+            ]
+        program = (
+            ["-c", TINY.format(module)]
+            if module.startswith("trainer.") or module == "beam_jobs.embed"
+            else ["-m", module]
+        )
+        result = subprocess.run(
+            [sys.executable, *program, *arguments], env={**os.environ, **environment}, capture_output=True, text=True
+        )
+        assert result.returncode == 0, f"{module}: {result.stderr}"
+        assert "Traceback" not in result.stderr
+        assert "0000 00:00" not in result.stderr  # TensorFlow's log
+
+
+def tree(folder):
+    """The files below a folder; what a report, a log or a checkpoint holds besides what was learnt is left out."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+        and not re.search(r"/(job|tensorboard|checkpoints|evaluation)/|/report.html$|\.json$", str(path))
+    }
+
+
+def weights(run):
+    """All tensors of the last checkpoint of a run."""
+    reader = tf.compat.v1.train.NewCheckpointReader(str(max((run / "checkpoints").iterdir()) / "state"))
+    return {
+        name: reader.get_tensor(name).tobytes()
+        for name in reader.get_variable_to_shape_map()
+        if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
+    }
+
+
+@pytest.mark.engines
+def test_the_demo_on_cloud_storage_that_fails_ends_as_on_the_disk(tmp_path):
+    local, copy = tmp_path / "local", tmp_path / "copy"
+    run(local, {})
+    with cloud_storage.running(tmp_path, "bucket") as cloud:
+        cloud.faults.share = _SHARE
+        run("gs://bucket/demo", cloud.environment)
+        cloud.faults.share = 0
+        cloud.download("bucket", "demo/", copy)
+        assert cloud.faults.seen.keys() == {None, *cloud.faults.KINDS}
+    first, second = tree(local), tree(copy)
+    assert first.keys() == second.keys()
+    assert len([name for name in first if name.endswith(".tfrecord")]) == 6
+    assert [name for name in first if first[name] != second[name]] == []
+    assert weights(local / "run") == weights(copy / "run")
+    assert (copy / "run/report.html").stat().st_size > 100_000
+    names = {str(path.relative_to(copy)) for path in copy.rglob("*")}
+    assert names >= {str(path.relative_to(local)) for path in local.rglob("*") if not _OF_ITS_OWN.search(str(path))}
+    assert not [name for name in names if name.endswith((".tmp", "claim.json"))]

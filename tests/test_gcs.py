@@ -1,0 +1,180 @@
+import concurrent.futures
+import io
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+
+from beam_jobs import gcs, read_ahead, sources, storage
+from pipeline.errors import UserError
+from tests import cloud_storage, helpers
+from tests.programs import error_of, run_preprocess
+
+BUCKET = "bucket"
+
+
+@pytest.fixture(scope="module")
+def storage_server(tmp_path_factory):
+    """Cloud Storage, with which this process shall speak."""
+    with (
+        cloud_storage.running(tmp_path_factory.mktemp("cloud"), BUCKET) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def cloud(storage_server):
+    """The same, empty, without harm, and with no request seen yet."""
+    storage_server.faults.share = 0.0
+    storage_server.empty(BUCKET)
+    storage_server.requests.clear()
+    return storage_server
+
+
+def write(name, content):
+    with storage.create(f"gs://{BUCKET}/{name}") as file:
+        file.write(content)
+
+
+def test_an_object_is_written_looked_at_read_and_deleted(cloud):
+    path = f"gs://{BUCKET}/folder/name with [brackets] and ü%2F"
+    with storage.create(path) as file:
+        file.write(b"half, ")
+        assert storage.names(f"gs://{BUCKET}/folder") == set()
+        file.write(b"whole")
+    assert storage.names(f"gs://{BUCKET}/folder/") == {path.rpartition("/")[2]}
+    assert storage.stat(path).size == 11
+    assert storage.stat(path) == storage.stat(path)
+    assert storage.read_text(path) == "half, whole"
+    assert storage.read_range(path, 2, 4) == b"lf, "
+    assert storage.read_range(path, 8, 100) == b"ole"
+    assert storage.read_range(path, 11, 5) == b""
+    assert storage.read_range(path, 3, 0) == b""
+    storage.delete(path)
+    storage.delete(path)
+    assert storage.names(f"gs://{BUCKET}/folder") == set()
+
+
+def test_what_is_not_there_is_a_missing_file(cloud):
+    path = f"gs://{BUCKET}/none"
+    for use in (storage.open_binary, storage.stat, lambda path: storage.read_range(path, 0, 1)):
+        with pytest.raises(FileNotFoundError, match="gs://bucket/none: 404 .*"):
+            use(path)
+    assert not storage.is_object(path)
+    with pytest.raises(OSError, match="gs://no-bucket/x"):
+        storage.names("gs://no-bucket/x")
+
+
+def test_a_write_that_fails_leaves_what_was_there(cloud, monkeypatch):
+    monkeypatch.setattr(gcs, "_CHUNK_BYTES", 256 << 10)  # so that some of it was sent already
+    write("a", b"before")
+    with pytest.raises(KeyboardInterrupt), storage.create(f"gs://{BUCKET}/a") as file:
+        file.write(bytes(1 << 20))
+        raise KeyboardInterrupt
+    assert storage.read_text(f"gs://{BUCKET}/a") == "before"
+    with (
+        pytest.raises(UserError, match="gs://no-bucket/a cannot be written: .*404.*; make room there, or name another"),
+        storage.create("gs://no-bucket/a") as file,
+    ):
+        file.write(b"content")
+
+
+def test_a_large_file_is_read_and_written_piece_by_piece(cloud, monkeypatch):
+    monkeypatch.setattr(gcs, "_CHUNK_BYTES", 256 << 10)
+    content = random.Random(0).randbytes(1_000_000)
+    with storage.create(f"gs://{BUCKET}/large") as file:
+        for start in range(0, len(content), 77_777):
+            file.write(content[start : start + 77_777])
+    assert max(length for *_, length in cloud.requests) == 256 << 10
+    with storage.open_binary(f"gs://{BUCKET}/large") as file:
+        assert file.read(10) == content[:10]
+        file.seek(900_000)
+        buffer = bytearray(1000)
+        assert file.readinto(buffer) == 1000
+        assert buffer == content[900_000:901_000]
+        file.seek(0)
+        assert file.read() == content
+        file.seek(-5, io.SEEK_END)
+        assert file.tell() == 999_995
+        assert file.read(100) == content[-5:]
+
+
+def test_of_an_archive_only_the_picture_is_asked_for(cloud):
+    write("archive.tar", bytes(range(256)) * 400)
+    cloud.requests.clear()
+    ref = sources.ImageRef("key", "images", "", f"gs://{BUCKET}/archive.tar".encode(), 1000, 300)
+    ((_, data),) = read_ahead.read_ahead([ref])
+    assert data == (bytes(range(256)) * 400)[1000:1300]
+    ((method, _, headers, _),) = cloud.requests
+    assert (method, headers["range"]) == ("GET", "bytes=1000-1299")
+
+
+def test_of_a_folder_only_what_stands_in_it_is_listed(cloud):
+    for name in ("out/a", "out/b", "out/job/reports/c", "other/d", "out2/e"):
+        write(name, b"")
+    cloud.client().bucket(BUCKET).blob("out/").upload_from_string(b"")  # as consoles and TensorFlow make folders
+    cloud.requests.clear()
+    assert storage.names(f"gs://{BUCKET}/out") == {"a", "b"}
+    ((_, target, _, _),) = cloud.requests
+    assert "delimiter=%2F" in target
+
+
+def test_sources_are_folders_patterns_and_single_pictures(cloud):
+    picture = helpers.encoded(helpers.noise(40, 40))
+    for name in ("photos/a.png", "photos/b/c.png", "photos.png"):
+        write(name, picture)
+    cloud.client().bucket(BUCKET).blob("photos/b/").upload_from_string(b"")
+
+    def keys(path):
+        return sorted(ref.key for ref in sources.list_pictures(sources.parse_source(f"images:gs://{BUCKET}/{path}")))
+
+    assert keys("photos") == keys("photos/") == ["images/photos/a.png", "images/photos/b/c.png"]
+    assert keys("photos/*.png") == ["images/photos/a.png"]
+    assert keys("photos/**.png") == ["images/photos/a.png", "images/photos/b/c.png"]
+    assert keys("photos.png") == [f"images/{BUCKET}/photos.png"]
+    with pytest.raises(UserError, match="matches nothing; check the path"):
+        sources.check_readable(sources.parse_source(f"images:gs://{BUCKET}/nothing"))
+
+
+def test_requests_that_fail_are_sent_again(cloud, monkeypatch):
+    """Dozens of objects of several chunks, of which requests fail in every way; each is whole at the end."""
+    monkeypatch.setattr(gcs, "_CHUNK_BYTES", 256 << 10)
+    cloud.faults.share = 0.05
+    contents = {f"many/{number}": random.Random(number).randbytes(number * 12_000) for number in range(60)}
+    with concurrent.futures.ThreadPoolExecutor(60) as pool:
+        list(pool.map(write, contents, contents.values()))
+        assert storage.names(f"gs://{BUCKET}/many") == {name.partition("/")[2] for name in contents}
+        found = pool.map(lambda name: storage.read_range(f"gs://{BUCKET}/{name}", 0, 10**7), contents)
+        assert list(found) == list(contents.values())
+        list(pool.map(lambda name: storage.delete(f"gs://{BUCKET}/{name}"), contents))
+    assert storage.names(f"gs://{BUCKET}/many") == set()
+    assert cloud.faults.seen.keys() == {None, *cloud.faults.KINDS}
+
+
+def test_without_credentials_a_job_says_how_to_get_some(cloud, monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS")
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    assert run_preprocess("--source=images:gs://bucket/photos", f"--output={tmp_path}/out") == 1
+    assert "gs://bucket/photos needs credentials of Google Cloud: " in (line := error_of(capsys))
+    assert "gcloud auth application-default login" in line
+    assert not cloud.requests
+
+
+def test_credentials_that_are_refused_are_one_line(cloud, monkeypatch, tmp_path):
+    path = tmp_path / "credentials.json"
+    path.write_text(json.dumps({**cloud_storage.CREDENTIALS, "refresh_token": "revoked"}))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    command = ("beam_jobs.preprocess", "--config=configs/demo.py", "--source=images:gs://bucket/photos")
+    result = subprocess.run(
+        [sys.executable, "-m", *command, f"--output={tmp_path}/out"], capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: source images:gs://bucket/photos cannot be listed: ")
+    assert "invalid_grant" in line
