@@ -48,12 +48,16 @@ test: setup
 test-slow: setup
 	$(TEST) -m slow
 
-# Other engines for the Beam jobs: Prism, built from the Go module of the Python package's version, and Flink.
-engines: .engines/prism .engines/flink/.complete
+# Other engines for the Beam jobs: Prism, built from the Go module of the Python package's version, and Flink; and an
+# emulator of Cloud Storage for tests.
+engines: .engines/prism .engines/flink/.complete .engines/fake-gcs-server
 
 .engines/prism: requirements.lock
 	GOBIN=$(CURDIR)/.engines go install github.com/apache/beam/sdks/v2/go/cmd/prism@v$$(sed -n 's/^apache-beam==\([0-9.]*\).*/\1/p' $<)
 	touch $@
+
+.engines/fake-gcs-server:
+	GOBIN=$(CURDIR)/.engines go install github.com/fsouza/fake-gcs-server@v1.56.0
 
 .engines/flink/.complete: engines/flink.xml
 	rm -rf .engines/flink
@@ -66,9 +70,9 @@ flink: .engines/flink/.complete
 		-cp '.engines/flink/*' org.apache.beam.runners.flink.FlinkJobServerDriver --flink-master='[local]' \
 		--job-port=8099 --artifact-port=0 --expansion-port=0
 
-# The same job on every engine.
+# The same job on every engine, and the whole demo on Cloud Storage; each file's tests one after the other.
 test-engines: setup engines
-	$(RUN) pytest tests -m engines
+	$(RUN) pytest tests -m engines --numprocesses=2 --dist=loadfile
 
 # What a person sees of a run and of a study in a real browser; Chromium is installed where there is none (Debian, as
 # root).
@@ -120,7 +124,7 @@ gpu: setup
 # Resolves the ranges of setup.py for all supported Pythons at once.
 COMPILE := $(RUN) uv pip compile setup.py --universal --python-version 3.10 --generate-hashes --no-header --quiet
 lock: setup
-	$(COMPILE) $(addprefix --extra ,worker trainer inspect report video study onnx test dev) -o requirements.lock
+	$(COMPILE) $(addprefix --extra ,worker gcp trainer inspect report video study onnx test dev) -o requirements.lock
 	$(COMPILE) --extra worker --extra trainer --extra gpu -c requirements.lock -o requirements-gpu.lock
 	$(COMPILE) --extra worker --extra trainer --extra bench -c requirements.lock -o requirements-bench.lock
 

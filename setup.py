@@ -14,6 +14,7 @@ CORE = [
 ]
 # Workers and submitter must run the same minor version of Beam.
 WORKER = ["apache-beam>=2.77,<2.78"]
+GCP = ["apache-beam[gcp]>=2.77,<2.78", "google-cloud-storage>=3.4,<4"]
 TRAINER = [
     "tensorflow>=2.21,<2.22",  # a new minor version changes kernels, and with them the last digits of every loss
     "keras>=3.12,<3.16",
@@ -27,6 +28,7 @@ STUDY = ["flask>=3,<4", "scipy>=1.14,<2", "waitress>=3,<4"]
 ONNX = ["onnxruntime>=1.20,<2", "tf2onnx>=1.16,<2"]
 GPU = ["tensorflow[and-cuda]>=2.21,<2.22; sys_platform == 'linux'"]
 TEST = [
+    "gcp-storage-emulator>=2026.7",  # where there is no Go for a stricter one
     "google-crc32c>=1.6,<2",  # a second opinion
     "pytest>=8.3,<10",
     "pytest-xdist>=3.6,<4",  # most tests leave a core idle
@@ -34,6 +36,7 @@ TEST = [
     "scikit-image>=0.25,<0.27",
     "selenium>=4.20,<5",
     "setuptools>=75,<90",
+    "trustme>=1.2,<2",
 ]
 BENCH = [
     "tensorflow-datasets>=4.9,<5",
@@ -57,6 +60,7 @@ setup(
     install_requires=CORE,
     extras_require={
         "worker": WORKER,
+        "gcp": GCP,
         "trainer": TRAINER,
         "gpu": GPU,
         "inspect": INSPECT,

@@ -8,11 +8,12 @@ two minutes.
 
 import contextlib
 import functools
+import io
 import logging
 import re
 from collections.abc import Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from apache_beam.io.filesystem import FileSystem
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 SCHEME = "gs://"
 _CONNECTIONS = 64  # that are kept open: more than a worker has threads
-_CHUNK_BYTES = 16 << 20  # of a file that is read or written in one go; a writer keeps this much
+_CHUNK_BYTES = 16 << 20  # at most in one request; a writer and a reader keep this much
+_FIRST_BYTES = 64 << 10  # that a reader asks for after a leap
 _WILDCARDS = re.compile(r"[*?\[]")
 
 
@@ -88,13 +90,64 @@ def _blob(path: str) -> "Blob":
 # `OSError` for what goes wrong, with the `code` 404 for what is not there.
 
 
-def open_binary(path: str) -> BinaryIO:
-    """Opens an object for reading."""
-    from google.cloud.storage.fileio import BlobReader
+class ObjectReader(io.RawIOBase):
+    """An object that is read from front to back, or here and there.
 
-    blob = _blob(path)
-    blob.reload()  # from here on it is this generation that is read, whatever is written meanwhile
-    return BlobReader(blob, _CHUNK_BYTES, raw_download=True)  # raw: none is unpacked on the way
+    What is asked for at a time grows as long as the reader goes on, past gaps as those between the headers of an
+    archive, and is small again after a leap.
+    """
+
+    def __init__(self, path: str):
+        super().__init__()
+        found = _blob(path)
+        found.reload()
+        self._size: int = found.size
+        # From here on it is this generation that is read, or none, whatever is written meanwhile.
+        self._blob = found.bucket.blob(found.name, generation=found.generation)
+        self._position = 0
+        self._buffer, self._start = b"", 0
+        self._step = _FIRST_BYTES // 2
+
+    def readable(self) -> bool:
+        """Whether `read` will do."""
+        return True
+
+    def seekable(self) -> bool:
+        """Whether `seek` will do."""
+        return True
+
+    def tell(self) -> int:
+        """The position, in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves the position, and asks for nothing."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """So many bytes, or all that are left."""
+        left = max(0, self._size - self._position)
+        pieces, wanted = [], left if size < 0 else min(size, left)
+        while wanted:
+            piece = self._some(wanted)
+            pieces.append(piece)
+            wanted -= len(piece)
+            self._position += len(piece)
+        return b"".join(pieces)
+
+    def _some(self, wanted: int) -> bytes:
+        """Up to so many bytes at the position."""
+        if not self._start <= self._position < self._start + len(self._buffer):
+            gap = self._position - self._start - len(self._buffer)
+            self._step = min(2 * self._step, _CHUNK_BYTES) if 0 <= gap <= self._step else _FIRST_BYTES
+            self._buffer = _read(self._blob, self._position, max(self._step, min(wanted, _CHUNK_BYTES)))
+            self._start = self._position
+            if not self._buffer:
+                raise OSError(f"it ends at byte {self._position} of {self._size}")
+        begin = self._position - self._start
+        return self._buffer[begin : begin + wanted]
 
 
 def create(path: str) -> "BlobWriter":
@@ -106,12 +159,16 @@ def create(path: str) -> "BlobWriter":
 
 def read(path: str, offset: int, length: int) -> bytes:
     """A byte range of an object, by one request; shorter, where the object ends before."""
+    return _read(_blob(path), offset, length)
+
+
+def _read(blob: "Blob", offset: int, length: int) -> bytes:
     from google.api_core.exceptions import RequestRangeNotSatisfiable
 
     if length == 0:
         return b""
-    try:  # the checksum that is known is of the whole object
-        return _blob(path).download_as_bytes(start=offset, end=offset + length - 1, raw_download=True, checksum=None)
+    try:  # raw: none is unpacked on the way; and the checksum that is known is of the whole object
+        return blob.download_as_bytes(start=offset, end=offset + length - 1, raw_download=True, checksum=None)
     except RequestRangeNotSatisfiable:
         return b""
 

@@ -82,7 +82,7 @@ def _open_new(path: str) -> BinaryIO:
 class _RemoteFile(io.RawIOBase):
     """A file of a client library, with errors of one class."""
 
-    def __init__(self, path: str, file: BinaryIO):
+    def __init__(self, path: str, file: BinaryIO | gcs.ObjectReader):
         super().__init__()
         self._path = path
         self._file = file
@@ -163,8 +163,10 @@ def open_binary(path: str) -> BinaryIO:
         return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
     with _os_errors(path):
         if gcs.is_path(path):
-            return cast(BinaryIO, _RemoteFile(path, gcs.open_binary(path)))
-        return cast(BinaryIO, _RemoteFile(path, FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)))
+            file: BinaryIO | gcs.ObjectReader = gcs.ObjectReader(path)
+        else:
+            file = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    return cast(BinaryIO, _RemoteFile(path, file))
 
 
 def read_range(path: str, offset: int, length: int) -> bytes:

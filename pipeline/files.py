@@ -335,9 +335,29 @@ def local_folder(path: str) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as copies:
         for name in names(path):
-            with open_binary(os.path.join(path, name)) as source, open(os.path.join(copies, name), "wb") as copy:
-                shutil.copyfileobj(source, copy, _ASKED_BYTES)
+            _download(os.path.join(path, name), os.path.join(copies, name))
         yield copies
+
+
+@contextlib.contextmanager
+def local_file(path: str) -> Iterator[str]:
+    """A file where other libraries can read it: itself, or a copy of a remote one, for the time of the block.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if "://" not in path:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as copies:
+        copy = os.path.join(copies, os.path.basename(path))
+        _download(path, copy)
+        yield copy
+
+
+def _download(path: str, local: str) -> None:
+    with open_binary(path) as source, open(local, "wb") as copy:
+        shutil.copyfileobj(source, copy, _ASKED_BYTES)
 
 
 def remove_folder(path: str, first: str = "") -> None:

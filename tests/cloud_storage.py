@@ -224,6 +224,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if location := headers.get("Location"):  # it leads the client back here
             path = location.partition("://")[2].partition("/")[2]
             headers["Location"] = f"{self.scheme}://{self.headers['Host']}/{path}"
+        if "json" in headers.get("Content-Type", ""):  # as do the links in what it says of objects
+            own = f"{self.scheme}://{self.headers['Host']}".encode()
+            content = content.replace(f"http://127.0.0.1:{self.server.emulator_port}".encode(), own)
         if self.command == "HEAD":
             headers["Content-Length"] = response.getheader("Content-Length", "0")
         return response.status, headers, content

@@ -1,18 +1,22 @@
-"""The way of `make demo`, command by command, with every path on Cloud Storage, while requests fail in all ways.
+"""The way of `make demo`, command by command, and more, with every path on Cloud Storage, while requests fail.
 
 In place of Inception-ResNet-v2 stands one convolution, and the network is narrow: it is the way that is tested.
 """
 
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 import tensorflow as tf
 
 from tests import cloud_storage
 from tests.helpers import TINY
+from tests.programs import free_ports, until
 
 _SETTINGS = ("dataset.layout=compact", "model.width_multiplier=0.0625", "epochs_per_learning_rate=1,1")
 _OF_ITS_OWN = re.compile(r"/(tensorboard|job/index)/")  # named by when they were written, or by what the archives were
@@ -28,7 +32,11 @@ def commands(folder):
     found = [line.split()[2:] for line in lines if line.startswith(".venv/bin/python -m ") and " pip " not in line]
     assert found[0][0] == "tools.photographs"
     assert found[-1][0] == "trainer.report"
-    return found
+    more = (
+        f"beam_jobs.colorize --workdir={folder}/run --source=images:{folder}/held_out --output={folder}/collection",
+        f"trainer.export --workdir={folder}/run --output={folder}/exported",
+    )
+    return found + [command.split() for command in more]
 
 
 def run(folder, environment):
@@ -37,11 +45,7 @@ def run(folder, environment):
             arguments += [
                 f"--config.{setting}" for setting in _SETTINGS if module != "beam_jobs.embed" or "model" in setting
             ]
-        program = (
-            ["-c", TINY.format(module)]
-            if module.startswith("trainer.") or module == "beam_jobs.embed"
-            else ["-m", module]
-        )
+        program = ["-c", TINY.format(module)] if module.startswith(("beam_jobs", "trainer")) else ["-m", module]
         result = subprocess.run(
             [sys.executable, *program, *arguments], env={**os.environ, **environment}, capture_output=True, text=True
         )
@@ -51,12 +55,11 @@ def run(folder, environment):
 
 
 def tree(folder):
-    """The files below a folder; what a report, a log or a checkpoint holds besides what was learnt is left out."""
+    """The shards and pictures below a folder, and what was rejected."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file()
-        and not re.search(r"/(job|tensorboard|checkpoints|evaluation)/|/report.html$|\.json$", str(path))
+        if path.suffix in (".tar", ".tfrecord", ".features", ".png", ".jsonl")
     }
 
 
@@ -70,6 +73,20 @@ def weights(run):
     }
 
 
+def scalars_on_a_board(run, environment):
+    """The tags that a TensorBoard shows of a run."""
+    (port,) = free_ports(1)
+    command = ["make", "tensorboard", f"WORKDIR={run}", f"PORT={port}"]
+    process = subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True)
+    address = f"http://localhost:{port}/data/plugin/scalars/tags"
+    try:
+        shown = until(lambda: json.loads(urllib.request.urlopen(address).read()))
+        return [tag for tags in shown.values() for tag in tags]
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(20)
+
+
 @pytest.mark.engines
 def test_the_demo_on_cloud_storage_that_fails_ends_as_on_the_disk(tmp_path):
     local, copy = tmp_path / "local", tmp_path / "copy"
@@ -79,6 +96,7 @@ def test_the_demo_on_cloud_storage_that_fails_ends_as_on_the_disk(tmp_path):
         run("gs://bucket/demo", cloud.environment)
         cloud.faults.share = 0
         cloud.download("bucket", "demo/", copy)
+        assert "loss" in scalars_on_a_board("gs://bucket/demo/run", cloud.environment)
         assert cloud.faults.seen.keys() == {None, *cloud.faults.KINDS}
     first, second = tree(local), tree(copy)
     assert first.keys() == second.keys()

@@ -42,7 +42,7 @@ def write(name, content):
 
 
 def test_an_object_is_written_looked_at_read_and_deleted(cloud):
-    path = f"gs://{BUCKET}/folder/name with [brackets] and ü%2F"
+    path = f"gs://{BUCKET}/folder/name with [brackets] and ü"
     with storage.create(path) as file:
         file.write(b"half, ")
         assert storage.names(f"gs://{BUCKET}/folder") == set()
@@ -178,3 +178,32 @@ def test_credentials_that_are_refused_are_one_line(cloud, monkeypatch, tmp_path)
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: source images:gs://bucket/photos cannot be listed: ")
     assert "invalid_grant" in line
+
+
+def test_headers_of_an_archive_are_read_in_few_requests_and_leaps_cost_little(cloud):
+    content = random.Random(0).randbytes(4 << 20)
+    write("object", content)
+    with storage.open_binary(f"gs://{BUCKET}/object") as file:
+        cloud.requests.clear()
+        for start in range(0, 4 << 20, 50_000):
+            file.seek(start)
+            assert file.read(512) == content[start : start + 512]
+        assert 1 < len(cloud.requests) < 10  # of 84 headers
+    with storage.open_binary(f"gs://{BUCKET}/object") as file:
+        cloud.requests.clear()
+        for start in range(0, 4 << 20, 1 << 20):
+            file.seek(start)
+            assert file.read(512) == content[start : start + 512]
+        asked = [headers["range"].partition("=")[2].split("-") for _, _, headers, _ in cloud.requests]
+        assert sum(int(end) - int(first) + 1 for first, end in asked) == 4 * (64 << 10)
+
+
+def test_an_object_that_is_written_anew_while_it_is_read_is_not_mixed(cloud):
+    """Its generation is named in each request; of another, Cloud Storage says that there is none."""
+    write("object", bytes(1_000_000))
+    with storage.open_binary(f"gs://{BUCKET}/object") as file:
+        generation = cloud.client().bucket(BUCKET).get_blob("object").generation
+        cloud.requests.clear()
+        file.read()
+        ((_, target, _, _),) = cloud.requests
+        assert f"generation={generation}" in target

@@ -144,6 +144,8 @@ class TestExtractor:
         loaded = extractor.create(path, 1000)
         inputs = batch()["l_299"]
         np.testing.assert_array_equal(loaded(inputs, training=False), random_inception(inputs, training=False))
+        remote = extractor.create(f"file://{path}", 1000)
+        np.testing.assert_array_equal(remote(inputs, training=False), random_inception(inputs, training=False))
 
     def test_weights_of_1001_classes(self, random_inception, tmp_path):
         path = str(tmp_path / "background.weights.h5")

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
+from pipeline import files
 from pipeline.errors import UserError, one_line
 from trainer.models import slim
 from trainer.models.initial import draw_weights
@@ -102,21 +103,28 @@ def create(weights: str | None, classes: int) -> keras.Model:
     Raises:
         UserError: the weights cannot be had or do not fit.
     """
-    if weights not in (None, IMAGENET) and slim.is_checkpoint(weights):
+    if weights in (None, IMAGENET):
+        return _build(weights, classes, f"feature weights '{weights}'")
+    if slim.is_checkpoint(weights):
         model = create(None, classes)
         slim.load(model, weights)
         return model
-    if weights not in (None, IMAGENET) and not os.path.isfile(weights):
+    if not (files.exists(weights) if "://" in weights else os.path.isfile(weights)):
         raise UserError(f"model.feature_weights is '{weights}', which is no file; name a weights file, or '{IMAGENET}'")
+    advice = f" with {classes} classes, or set model.feature_classes to those that it has"
+    with files.local_file(weights) as path:
+        return _build(path, classes, f"feature weights '{weights}'", advice)
+
+
+def _build(weights: str | None, classes: int, name: str, advice: str = "") -> keras.Model:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # Keras only warns of layers that a file has no weights for
             model = keras.applications.InceptionResNetV2(weights=weights, classes=classes, classifier_activation=None)
     except Exception as error:  # a download that fails, a file that is not HDF5, shapes that differ: each its own
-        advice = "name the path of a Keras weights file for Inception-ResNet-v2"
-        if weights != IMAGENET:
-            advice += f" with {classes} classes, or set model.feature_classes to those that it has"
-        reason = one_line(error).split(". ")[0]
-        raise UserError(f"feature weights '{weights}' cannot be loaded: {reason}; {advice}") from error
+        raise UserError(
+            f"{name} cannot be loaded: {one_line(error).split('. ')[0]}; name the path of a Keras weights file for "
+            f"Inception-ResNet-v2{advice}"
+        ) from error
     model.trainable = False
     return model
