@@ -82,11 +82,12 @@ test-browser: setup browser
 browser:
 	@command -v chromedriver > /dev/null || (apt-get update -qq && apt-get install -y -qq chromium chromium-driver)
 
-# The curves and pictures of the run in WORKDIR, or of all runs below it; remote ones are not read too often.
+# The curves and pictures of the run in WORKDIR, or of all runs below it; remote ones are not read too often, and not by
+# TensorBoard's fast loader, which knows few kinds of credentials.
 PORT ?= 6006
 tensorboard: setup
 	$(BIN)/tensorboard --logdir=$(WORKDIR) --port=$(PORT) --reload_interval=60 \
-		--samples_per_plugin=images=100,scalars=10000
+		--samples_per_plugin=images=100,scalars=10000 $(if $(findstring ://,$(WORKDIR)),--load_fast=false)
 
 # Figures, as ratios within one run; PICTURES names a folder of JPEGs, else photographs of scikit-image are cut.
 bench-preprocess: setup

@@ -29,6 +29,7 @@ ONNX = ["onnxruntime>=1.20,<2", "tf2onnx>=1.16,<2"]
 GPU = ["tensorflow[and-cuda]>=2.21,<2.22; sys_platform == 'linux'"]
 TEST = [
     "gcp-storage-emulator>=2026.7",  # where there is no Go for a stricter one
+    "google-api-python-client>=2.150,<3",  # carries the descriptions of Google's APIs
     "google-crc32c>=1.6,<2",  # a second opinion
     "pytest>=8.3,<10",
     "pytest-xdist>=3.6,<4",  # most tests leave a core idle
@@ -55,7 +56,7 @@ setup(
     name="koalarization",
     version="0.1.0",
     python_requires=">=3.10,<3.14",
-    packages=find_packages(include=["pipeline*", "beam_jobs*", "trainer*", "configs*"]),
+    packages=find_packages(include=["cloud*", "pipeline*", "beam_jobs*", "trainer*", "configs*"]),
     package_data={"trainer": ["*.html"], "trainer.study": ["templates/*", "static/*"]},
     install_requires=CORE,
     extras_require={

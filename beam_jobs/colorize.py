@@ -61,9 +61,9 @@ def main(argv: Sequence[str]) -> None:
     inputs = [sources.parse_source(text) for text in values.source]
     work_dir, output = storage.absolute(values.workdir), storage.absolute(values.output)
     sources.check_outside(output, inputs)
-    for directory in (work_dir, output):
-        runner.check_output(options, directory)
-    runner.check_credentials(options, work_dir, output, *(source.path for source in inputs))
+    read = [work_dir, *(source.path for source in inputs)]
+    runner.check_output(options, work_dir)
+    runner.prepare(options, "colorize", output, read, picture_writer.PARTS, needs_image=True)
     runner.check_servers(options)
     sources.check_inputs(inputs)
     colorize(inputs, output, picture_writer.recipe(work_dir, values.saturation, values.native_size), options)

@@ -30,6 +30,7 @@ from pipeline.manifest import Manifest
 from trainer import devices, models
 
 _LOGGER = logging.getLogger("beam_jobs.embed")
+_UNITS = 256  # of work, as many as most datasets have shards
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,8 +43,7 @@ def main(argv: Sequence[str]) -> None:
     cli.require(values, "data")
     options = runner.parse_options(rest)
     directory = storage.absolute(values.data)
-    runner.check_output(options, directory)
-    runner.check_credentials(options, directory)
+    runner.prepare(options, "embed", directory, [], _UNITS, needs_image=True)
     runner.check_servers(options)
     embed(directory, values.config, options, values.overwrite)
 

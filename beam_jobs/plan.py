@@ -6,10 +6,11 @@ All pictures are listed, and some of them are converted, to tell how long the re
 import collections
 import dataclasses
 import heapq
+import itertools
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
@@ -21,9 +22,10 @@ from beam_jobs.spec import DatasetSpec
 from pipeline import tfrecord
 from pipeline.errors import UserError
 from pipeline.rejects import Reason, RejectedImage
-from pipeline.shards import SPLITS
+from pipeline.shards import SPLITS, Partition
 
 _SAMPLE = 100  # pictures that are converted
+_GLANCE = 5000  # pictures that are listed of an archive, where a glance must do
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,46 +113,86 @@ class Plan:
         return sum(self.listed.values()) * self._kept * self.bytes_per_example
 
 
-def make_plan(inputs: Sequence[Source], spec: DatasetSpec) -> Plan:
+def make_plan(inputs: Sequence[Source], spec: DatasetSpec, glance: bool = False) -> Plan:
     """Lists all sources and converts some of their pictures.
+
+    Args:
+        inputs: the sources.
+        spec: what the dataset is to be.
+        glance: list only the beginning of archives, and take the rest for the same.
 
     Raises:
         UserError: a source that cannot be read.
     """
-    listed: collections.Counter[tuple[str, str]] = collections.Counter()
-    source_bytes = 0
-    sample: list[tuple[int, str, ImageRef]] = []  # those of the lowest ranks, which is a choice by hash
-    shuffled = 0
-    for placed in _listed(inputs, spec):
-        (split, _), block = placed
-        listed[split, block.source] += block.pictures
-        shuffled += blocks.shuffled_bytes(placed)
-        for ref in blocks.unpack(block):
-            source_bytes += ref.length
-            entry = (-spec.partition.place(ref.key).rank, ref.key, ref)
-            if len(sample) < _SAMPLE:
-                heapq.heappush(sample, entry)
-            else:
-                heapq.heappushpop(sample, entry)
-    chosen = [ref for _, _, ref in sample]
+    total = _Listing()
+    for source in inputs:
+        total.add(_list(source, spec, glance))
+    chosen = [ref for _, _, ref in total.sample]
     seconds, sizes, rejected = _try(chosen, spec)
     return Plan(
-        listed=dict(listed),
-        source_bytes=source_bytes,
+        listed={key: round(count) for key, count in total.counts.items()},
+        source_bytes=round(total.source_bytes),
         sampled=len(chosen),
         rejected=rejected,
         seconds_per_picture=seconds / len(chosen),
         bytes_per_example=sum(sizes) / max(1, len(sizes)),
-        shuffled_bytes_per_picture=shuffled / listed.total(),
+        shuffled_bytes_per_picture=total.shuffled_bytes / sum(total.counts.values()),
     )
 
 
-def _listed(inputs: Sequence[Source], spec: DatasetSpec) -> Iterator[Placed]:
+class _Listing:
+    """What was found in sources, or in the beginning of them, and some of their pictures."""
+
+    def __init__(self) -> None:
+        self.counts: collections.defaultdict[tuple[str, str], float] = collections.defaultdict(float)
+        self.source_bytes = self.shuffled_bytes = 0.0
+        self.pictures = 0
+        self.end = 0  # of the last of them, in bytes of the archive
+        self.sample: list[tuple[int, str, ImageRef]] = []  # those of the lowest ranks, which is a choice by hash
+
+    def take(self, placed: Placed, partition: Partition) -> None:
+        """Adds pictures that were listed."""
+        (split, _), block = placed
+        self.counts[split, block.source] += block.pictures
+        self.pictures += block.pictures
+        self.shuffled_bytes += blocks.shuffled_bytes(placed)
+        for ref in blocks.unpack(block):
+            self.source_bytes += ref.length
+            self.end = max(self.end, ref.offset + ref.length)
+            self._try_one((-partition.place(ref.key).rank, ref.key, ref))
+
+    def _try_one(self, entry: tuple[int, str, ImageRef]) -> None:
+        if len(self.sample) < _SAMPLE:
+            heapq.heappush(self.sample, entry)
+        else:
+            heapq.heappushpop(self.sample, entry)
+
+    def scale(self, factor: float) -> None:
+        """Takes what was found for one part of so many."""
+        self.counts.update({key: count * factor for key, count in self.counts.items()})
+        self.source_bytes *= factor
+        self.shuffled_bytes *= factor
+
+    def add(self, other: "_Listing") -> None:
+        """Adds what was found in another source."""
+        for key, count in other.counts.items():
+            self.counts[key] += count
+        self.source_bytes += other.source_bytes
+        self.shuffled_bytes += other.shuffled_bytes
+        for entry in other.sample:
+            self._try_one(entry)
+
+
+def _list(source: Source, spec: DatasetSpec, glance: bool) -> _Listing:
+    found = _Listing()
+    some = _GLANCE if glance and sources.is_archive(source) else None
     with tqdm(desc="list", unit="image", unit_scale=True, disable=None) as bar:
-        for source in inputs:
-            for placed in blocks.pack(sources.list_pictures(source), spec.partition):
-                bar.update(placed[1].pictures)
-                yield placed
+        for placed in blocks.pack(itertools.islice(sources.list_pictures(source), some), spec.partition):
+            found.take(placed, spec.partition)
+            bar.update(placed[1].pictures)
+    if found.pictures == some:
+        found.scale(storage.stat(source.path).size / found.end)
+    return found
 
 
 def _try(refs: Sequence[ImageRef], spec: DatasetSpec) -> tuple[float, list[int], dict[Reason, int]]:

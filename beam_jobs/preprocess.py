@@ -18,7 +18,6 @@ or damaged. What it needs for that stands in the folder job/ of the output.
 """
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -61,19 +60,27 @@ def main(argv: Sequence[str]) -> None:
     inputs = [sources.parse_source(text) for text in values.source]
     output = storage.absolute(values.output)
     sources.check_outside(output, inputs)
-    runner.check_output(options, output)
-    runner.check_credentials(options, output, *(source.path for source in inputs))
+    shards = len(spec.partition.shards())
+    runner.prepare(options, "preprocess", output, [source.path for source in inputs], shards)
     if values.dry_run:
-        print_plan(inputs, output, spec, values.overwrite, values.max_reject_fraction)
+        print_plan(inputs, output, spec, values.overwrite, values.max_reject_fraction, runner.cores(options))
         return
     runner.check_servers(options)
-    preprocess(inputs, output, spec, options, values.overwrite, values.max_reject_fraction)
+    try:
+        preprocess(inputs, output, spec, options, values.overwrite, values.max_reject_fraction)
+    except runner.TemplateWritten as template:
+        _LOGGER.info("the job is written down in %s, from where Dataflow takes it", template)
 
 
 def print_plan(
-    inputs: Sequence[sources.Source], output: str, spec: DatasetSpec, overwrite: bool, max_reject_fraction: float
+    inputs: Sequence[sources.Source],
+    output: str,
+    spec: DatasetSpec,
+    overwrite: bool,
+    max_reject_fraction: float,
+    cores: int,
 ) -> None:
-    """Says what a job would do; the arguments are those of `preprocess`.
+    """Says what a job would do on so many cores; the other arguments are those of `preprocess`.
 
     Raises:
         UserError: the job would fail, for all that can be told.
@@ -82,7 +89,7 @@ def print_plan(
     if not overwrite:
         JobFolder(output).check(_settings(inputs, spec))
     found = plan.make_plan(inputs, spec)
-    print(found.describe(spec, os.cpu_count() or 1))
+    print(found.describe(spec, cores))
     found.check(spec, output, max_reject_fraction)
 
 
@@ -110,8 +117,12 @@ def preprocess(
     Raises:
         UserError: an input that cannot be read, an output that holds another dataset or is being written by another
             job, too many rejected pictures, or none to write.
+        runner.TemplateWritten: the options ask for no more.
     """
     sources.check_inputs(inputs)
+    if runner.is_dataflow(options):
+        about = plan.make_plan(inputs, spec, glance=True)
+        _LOGGER.info("about:\n%s", about.describe(spec, runner.cores(options)))
     start = time.monotonic()
     settings = _settings(inputs, spec)
     names = {spec.partition.file_name(shard) for shard in spec.partition.shards()}

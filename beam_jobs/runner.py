@@ -54,6 +54,10 @@ _POLL_SECONDS = 0.5
 _LOG_SECONDS = 60.0  # between lines, where there is no terminal for a bar
 
 
+class TemplateWritten(Exception):
+    """The job was not run, but written down for Dataflow to run."""
+
+
 def parse_options(argv: Sequence[str]) -> PipelineOptions:
     """Reads Beam's options; without `--runner`, all cores of this machine and no download.
 
@@ -100,6 +104,46 @@ def check_credentials(options: PipelineOptions, *paths: str) -> None:
     for path in paths:
         if gcs.is_path(path) and not options.view_as(GoogleCloudOptions).no_auth:
             gcs.check_credentials(path)
+
+
+def prepare(
+    options: PipelineOptions, job: str, output: str, inputs: Sequence[str], units: int, needs_image: bool = False
+) -> None:
+    """Looks for what would make a job fail before anything is spent on it, and chooses what its engine needs.
+
+    Args:
+        options: from `parse_options`.
+        job: what it does, in a word.
+        output: its directory, absolute.
+        inputs: what it reads.
+        units: into how many pieces its work is divided.
+        needs_image: its workers need more than can be installed when they start.
+
+    Raises:
+        UsageError: options that are missing or do not fit.
+        UserError: something that is not there, or that is not allowed.
+    """
+    check_output(options, output)
+    check_credentials(options, output, *inputs)
+    if is_dataflow(options):
+        from beam_jobs import dataflow  # of the extra gcp
+
+        dataflow.prepare(options, job, output, [*inputs], units, needs_image)
+        _LOGGER.info("%s", dataflow.describe(options))
+
+
+def is_dataflow(options: PipelineOptions) -> bool:
+    """Whether a job is to run on Dataflow."""
+    return options.view_as(StandardOptions).runner == "DataflowRunner"
+
+
+def cores(options: PipelineOptions) -> int:
+    """On how many cores a job runs: those of this machine, or of Dataflow's workers."""
+    if is_dataflow(options):
+        from beam_jobs import dataflow
+
+        return dataflow.cores(options)
+    return os.cpu_count() or 1
 
 
 def check_output(options: PipelineOptions, output: str) -> None:
@@ -187,6 +231,7 @@ def run(
 
     Raises:
         UserError: raised in a worker, an engine that cannot be started, or the job did not succeed.
+        TemplateWritten: the options ask for no more.
     """
     name = options.view_as(StandardOptions).runner
     engine.limit_arenas()
@@ -195,8 +240,10 @@ def run(
             pipeline = beam.Pipeline(engine.create(options, worker_log.name), options)
             build(pipeline)
             result = pipeline.run()
+            if template := options.view_as(GoogleCloudOptions).template_location:
+                raise TemplateWritten(template)
             state = _wait(result)
-        except UserError:
+        except (UserError, TemplateWritten):
             raise
         except Exception as error:
             if message := user_error(str(error)):

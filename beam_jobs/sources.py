@@ -217,10 +217,10 @@ def parts(source: Source) -> Iterator[Part]:
             if first is None or not first.is_archive:
                 yield whole
                 return
-            yield whole._replace(inner_archives=False)
             for member in itertools.chain([first], members):
                 if member.is_archive:
                     yield Part(source, member.offset, member.length, inner_archives=True)
+            yield whole._replace(inner_archives=False)  # last, for it takes a look at all of the archive
 
 
 def list_part(part: Part) -> Iterator[ImageRef]:

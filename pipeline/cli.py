@@ -29,7 +29,7 @@ _CONFIG_VALUE = re.compile(r"--?config\.([^=]+)=")
 _HELP = {"--help", "-h", "--helpfull", "--helpshort"}
 _HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TOLD_TO_STOP = 128  # and the signal's number: the exit status of a program that was told to stop
-_PACKAGES = ("pipeline", "beam_jobs", "trainer", "tools", "benchmarks")
+_PACKAGES = ("cloud", "pipeline", "beam_jobs", "trainer", "tools", "benchmarks")
 
 
 class Terminated(BaseException):

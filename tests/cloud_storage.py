@@ -31,7 +31,7 @@ from google.oauth2.credentials import Credentials
 from tests.programs import free_ports, until
 
 EMULATOR = Path(".engines/fake-gcs-server")
-HOSTS = ("www.googleapis.com", "storage.googleapis.com", "oauth2.googleapis.com")
+HOSTS = ("www.googleapis.com", "storage.googleapis.com", "oauth2.googleapis.com")  # and those of services
 _TOKEN_PATHS = ("/token", "/oauth2/v3/token")  # where the clients exchange credentials
 _TOKEN, _REFRESH_TOKEN = "a-token", "a-refresh-token"
 CREDENTIALS = {
@@ -112,8 +112,10 @@ class _Front(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, emulator_port, tls, faults):
+    def __init__(self, emulator_port, tls, faults, services):
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.services = services
+        self.hosts = {*HOSTS, *(service.host for service in services)}
         self.emulator_port = emulator_port
         self.tls = tls
         self.faults = faults
@@ -146,7 +148,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_CONNECT(self):
         """What follows is for the host that the client names, which it takes us for."""
         host = self.path.partition(":")[0]
-        if host not in HOSTS:
+        if host not in self.server.hosts:
             self.send_error(502, f"{host} is not here")
             return
         self.send_response(200)
@@ -163,6 +165,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {_TOKEN}":
             self._answer(401, {"Content-Type": "text/plain"}, b"no token")
             return
+        for service in self.server.services:
+            if service.takes(self.headers["Host"].partition(":")[0], self.command, self.path.partition("?")[0]):
+                self._answer(*service(self.command, self.path, self.headers, body))
+                return
         fault = self.server.faults.draw()
         self.server.requests.append((self.command, self.path, dict(self.headers), len(body)))
         if fault in ("503", "429"):
@@ -304,22 +310,28 @@ class CloudStorage:
 
 
 @contextlib.contextmanager
-def running(folder, *buckets):
-    """A storage with some empty buckets, for the time of the block; a folder for what it keeps."""
+def running(folder, *buckets, services=()):
+    """A storage with some empty buckets in us-central1, for the time of the block.
+
+    Args:
+        folder: for what it keeps.
+        buckets: their names.
+        services: what answers in place of other APIs, as `google_apis.Api`.
+    """
     (port,) = free_ports(1)
     authority = trustme.CA()
     authority.cert_pem.write_to_path(folder / "authority.pem")
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     (folder / "credentials.json").write_text(json.dumps(CREDENTIALS))
-    authority.issue_cert(*HOSTS).configure_cert(tls)
+    authority.issue_cert(*HOSTS, *(service.host for service in services)).configure_cert(tls)
     process = subprocess.Popen(_command(port), stdout=subprocess.DEVNULL, stderr=(folder / "emulator.log").open("wb"))
     try:
         until(lambda: socket.create_connection(("127.0.0.1", port)).close() is None)
-        front = _Front(port, tls, Faults())
+        front = _Front(port, tls, Faults(), services)
         threading.Thread(target=front.serve_forever, daemon=True).start()
         server = CloudStorage(front, folder)
         for bucket in buckets:
-            server.client().create_bucket(bucket)
+            server.client().create_bucket(bucket, location="us-central1")
         yield server
         front.shutdown()
         front.server_close()

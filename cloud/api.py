@@ -1,0 +1,96 @@
+"""Google's REST APIs with the credentials of whoever is logged in; what they refuse is one line."""
+
+from typing import Any
+
+import google.auth
+from google.auth.exceptions import GoogleAuthError
+from google.auth.transport.requests import AuthorizedSession
+from requests import Response
+from requests.adapters import HTTPAdapter
+from requests.exceptions import RequestException
+from urllib3 import Retry
+
+from pipeline.errors import UserError, one_line
+
+_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+_SECONDS = 60  # that an answer may take
+# Of what may pass; all requests here can be made twice.
+_RETRY = Retry(total=5, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504), allowed_methods=None)
+
+
+class Refused(UserError):
+    """An API's refusal.
+
+    Attributes:
+        status: of HTTP.
+    """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+class Api:
+    """A session with Google's APIs.
+
+    Attributes:
+        project: the one that the credentials come with, or None.
+
+    Raises:
+        UserError: there are no credentials.
+    """
+
+    def __init__(self) -> None:
+        try:
+            credentials, self.project = google.auth.default(scopes=[_SCOPE])
+        except GoogleAuthError as error:
+            raise UserError(
+                f"Google Cloud needs credentials: {one_line(error).partition('. ')[0]}; run 'gcloud auth "
+                "application-default login', or name the file of a key in GOOGLE_APPLICATION_CREDENTIALS"
+            ) from error
+        self._session = AuthorizedSession(credentials)
+        self._session.mount("https://", HTTPAdapter(max_retries=_RETRY))
+
+    def get(self, url: str, **parameters: str | list[str]) -> dict[str, Any]:
+        """The answer to a GET, from JSON.
+
+        Raises:
+            Refused: the API says why not.
+            UserError: it cannot be reached.
+        """
+        return self._json(self.request("GET", url, params=parameters))
+
+    def post(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a POST of JSON, from JSON.
+
+        Raises:
+            As `get`.
+        """
+        return self._json(self.request("POST", url, json=body))
+
+    def request(self, method: str, url: str, **options: Any) -> Response:
+        """The answer to a request.
+
+        Raises:
+            As `get`.
+        """
+        try:
+            response = self._session.request(method, url, timeout=_SECONDS, **options)
+        except (RequestException, GoogleAuthError) as error:
+            raise UserError(f"{url} cannot be asked: {one_line(error)}; try again") from error
+        if not response.ok:
+            raise Refused(f"{url} says {response.status_code}: {_message(response)}", response.status_code)
+        return response
+
+    def _json(self, response: Response) -> dict[str, Any]:
+        try:
+            return response.json()
+        except ValueError as error:
+            raise UserError(f"{response.url} gives no JSON: {one_line(error)}; try again") from error
+
+
+def _message(response: Response) -> str:
+    try:
+        return response.json()["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        return " ".join(response.text.split())[:200] or response.reason

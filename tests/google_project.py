@@ -1,0 +1,96 @@
+"""A Google Cloud project of one's own: who may do what in it, its images, and Dataflow."""
+
+import json
+
+from tests.google_apis import Api, Refusal
+
+PROJECT, NUMBER = "a-project", "123456789"
+ACCOUNT = f"{NUMBER}-compute@developer.gserviceaccount.com"
+
+
+class Registry:
+    """Artifact Registry: images by name and tag, with their labels."""
+
+    host = "us-central1-docker.pkg.dev"
+
+    def __init__(self):
+        self.labels = {}
+
+    def takes(self, host, verb, path):
+        return host == self.host
+
+    def __call__(self, verb, target, headers, body):
+        """An index of platforms, a manifest of one, its configuration: as the Open Container Initiative has it."""
+        _, _, rest = target.partition("/v2/")
+        name, kind, reference = rest.rsplit("/", 2)
+        labels = self.labels.get(f"{name}:{reference}" if kind == "manifests" and ":" not in reference else name)
+        if verb != "GET" or labels is None:
+            return 404, {"Content-Type": "application/json"}, b'{"errors": [{"code": "MANIFEST_UNKNOWN"}]}'
+        self.labels[name] = labels  # of the digests below
+        if kind == "blobs":
+            answer = {"config": {"Labels": labels}}
+        elif ":" in reference:
+            answer = {"config": {"digest": "sha256:" + "b" * 64}}
+        else:
+            answer = {"manifests": [{"digest": "sha256:" + "a" * 64, "platform": {"architecture": "amd64"}}]}
+        if kind == "manifests":
+            assert "application/vnd.oci.image.index.v1+json" in headers["Accept"]
+        return 200, {"Content-Type": "application/json"}, json.dumps(answer).encode()
+
+
+class Project:
+    """What APIs say of a project.
+
+    Attributes:
+        permissions: that whoever asks has, in the project, on its service account and on its buckets.
+        roles: of the service account; None, where they are not to be seen.
+        images: labels by name and tag.
+        locations: of buckets, by name.
+        services: what answers.
+    """
+
+    def __init__(self, *more):
+        self.permissions = {
+            "dataflow.jobs.create", "dataflow.jobs.get", "iam.serviceAccounts.actAs", "storage.objects.create",
+            "storage.objects.delete", "storage.objects.get", "storage.objects.list",
+        }  # fmt: skip
+        self.roles = ["roles/dataflow.worker"]
+        self.locations = {"bucket": "US-CENTRAL1"}
+        registry = Registry()
+        self.images = registry.labels
+        self.services = [
+            Api(
+                "cloudresourcemanager", "v3", projects_testIamPermissions=self._test, projects_get=self._get,
+                projects_getIamPolicy=self._policy,
+            ),
+            Api("iam", "v1", projects_serviceAccounts_testIamPermissions=self._test),
+            Api(
+                "storage", "v1",
+                buckets_testIamPermissions=lambda found, body: self._test(found, found),
+                buckets_get=self._bucket,
+            ),
+            registry,
+            *more,
+        ]  # fmt: skip
+
+    def _test(self, found, body):
+        if "projectsId" in found and found["projectsId"] not in (PROJECT, "-"):
+            raise Refusal(403, f"The caller does not have permission on {found['projectsId']}", "PERMISSION_DENIED")
+        return {"permissions": [each for each in body["permissions"] if each in self.permissions]}
+
+    def _get(self, found, body):
+        return {"name": f"projects/{NUMBER}", "projectId": PROJECT}
+
+    def _policy(self, found, body):
+        if self.roles is None:
+            raise Refusal(403, "The caller does not have permission", "PERMISSION_DENIED")
+        return {"bindings": [{"role": role, "members": [f"serviceAccount:{ACCOUNT}"]} for role in self.roles]}
+
+    def _bucket(self, found, body):
+        if found["bucket"] not in self.locations:
+            raise Refusal(404, "The specified bucket does not exist.", "NOT_FOUND")
+        return {"name": found["bucket"], "location": self.locations[found["bucket"]]}
+
+    def refused(self):
+        """What was asked of the APIs that they do not know."""
+        return [line for service in self.services for line in getattr(service, "refused", ())]
