@@ -14,7 +14,12 @@ CORE = [
 ]
 # Workers and submitter must run the same minor version of Beam.
 WORKER = ["apache-beam>=2.77,<2.78"]
-GCP = ["apache-beam[gcp]>=2.77,<2.78", "google-cloud-storage>=3.4,<4"]
+GCP = [
+    "apache-beam[gcp]>=2.77,<2.78",
+    "build>=1.2,<2",  # of what Dataflow's workers install, where they have no image of ours
+    "google-cloud-storage>=3.4,<4",
+    "setuptools>=75,<90",
+]
 TRAINER = [
     "tensorflow>=2.21,<2.22",  # a new minor version changes kernels, and with them the last digits of every loss
     "keras>=3.12,<3.16",

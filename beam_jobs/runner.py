@@ -253,6 +253,11 @@ def run(
                     f"--runner={name} cannot be started: {failure[0]}; the README's section on engines has commands "
                     "that work"
                 ) from error
+            if type(error).__name__ == "DataflowRuntimeException":  # of a module that only the extra gcp has
+                said = str(error).strip().splitlines()[-1].replace("None", "it does not say why")
+                raise UserError(
+                    f"the job failed on Dataflow: {said}; the log is in its console, named above"
+                ) from error
             sys.stderr.write(worker_log.read().decode(errors="replace"))
             raise
     if state not in (None, "DONE"):

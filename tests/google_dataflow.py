@@ -1,0 +1,127 @@
+"""A double of Dataflow: takes a job as its API is described, and runs what was staged for it where nothing else is."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from tests.google_apis import Api
+
+# What a worker does with the pipeline that it is handed, on Beam's embedded engine.
+_RUN = """
+import json, sys
+from apache_beam.metrics import MetricsFilter
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability.api import beam_runner_api_pb2
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
+import beam_jobs
+
+assert not beam_jobs.__file__.startswith(sys.argv[2]), beam_jobs.__file__
+worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 0  # see beam_jobs/engine.py
+with open(sys.argv[1], "rb") as file:
+    pipeline = beam_runner_api_pb2.Pipeline.FromString(file.read())
+for environment in pipeline.components.environments.values():
+    environment.urn, environment.payload = "beam:env:embedded_python:v1", b""
+    del environment.dependencies[:]
+result = FnApiRunner().run_via_runner_api(pipeline, PipelineOptions(["--direct_num_workers=1"]))
+assert result.wait_until_finish() in (None, "DONE")
+counters = result.metrics().query(MetricsFilter().with_namespace("pictures"))["counters"]
+print(json.dumps({counter.key.metric.name: counter.result for counter in counters}))
+"""
+
+
+class Dataflow(Api):
+    """Dataflow.
+
+    Attributes:
+        jobs: as they were created.
+        said: what the workers said that failed.
+    """
+
+    def __init__(self, folder):
+        super().__init__(
+            "dataflow", "v1b3", projects_locations_jobs_create=self._create, projects_locations_jobs_get=self._get,
+            projects_locations_jobs_update=self._update, projects_locations_jobs_messages_list=lambda *_: {},
+            projects_locations_jobs_getMetrics=self._metrics,
+        )  # fmt: skip
+        self.jobs, self.said = [], ""
+        self.cloud = None  # the storage in which things are staged
+        self._folder = Path(folder)
+        self._state = "JOB_STATE_PENDING"
+        self._counters = {}
+
+    def _create(self, found, job):
+        self.jobs.append(job)
+        threading.Thread(target=self._run, args=(job,), daemon=True).start()
+        return self._describe()
+
+    def _describe(self):
+        job = self.jobs[-1]
+        return {"id": "a-job", "name": job["name"], "currentState": self._state, "projectId": "a-project"}
+
+    def _get(self, found, body):
+        return self._describe()
+
+    def _update(self, found, body):
+        self._state = "JOB_STATE_CANCELLED"
+        return self._describe()
+
+    def _metrics(self, found, body):
+        context = {"namespace": "pictures", "step": "s1"}
+        return {
+            "metrics": [
+                {"name": {"origin": "user", "name": name, "context": {**context, **tentative}}, "scalar": number}
+                for name, number in self._counters.items()
+                for tentative in ({}, {"tentative": "true"})
+            ]
+        }
+
+    def _run(self, job):
+        try:
+            self._state = "JOB_STATE_RUNNING"
+            self._counters = json.loads(self._run_staged(job).splitlines()[-1])
+            self._state = "JOB_STATE_DONE"
+        except subprocess.CalledProcessError as error:
+            self.said = f"{error.cmd}: {error.stderr}"
+            self._state = "JOB_STATE_FAILED"
+        except Exception as error:
+            self.said = repr(error)
+            self._state = "JOB_STATE_FAILED"
+
+    def staged(self, job):
+        """The names of the files that were staged for a job, and where they lie in the bucket."""
+        (pool,) = job["environment"]["workerPools"]
+        return {package["name"]: package["location"].split("/", 2)[2] for package in pool.get("packages", ())}
+
+    def _run_staged(self, job):
+        """Runs a job as a worker of its image does: installs what was staged, and runs the pipeline."""
+        bucket = self.cloud.client().bucket("bucket")
+        for name, location in self.staged(job).items():
+            bucket.blob(location).download_to_filename(self._folder / name)
+        url = job["environment"]["sdkPipelineOptions"]["options"]["pipelineUrl"]
+        bucket.blob(url.removeprefix("gs://bucket/")).download_to_filename(self._folder / "pipeline.pb")
+        (self._folder / "run.py").write_text(_RUN)
+        packages = [self._folder / name for name in self.staged(job) if name.endswith(".tar.gz")]
+        python = self._environment(self._folder / "environment", *packages)
+        return self._call(python, "run.py", "pipeline.pb", os.getcwd(), **self.cloud.environment)
+
+    def _environment(self, folder, *packages):
+        """A Python with what Beam's image holds, and with packages that were staged."""
+        lock = Path("requirements.lock").read_text()
+        pinned = re.findall(r"^([\w.-]+==[^ \\\n]+(?: ; [^\\\n]+)?)", lock, re.MULTILINE)
+        (self._folder / "constraints.txt").write_text("\n".join(pinned))
+        uv = (sys.executable, "-m", "uv")
+        self._call(*uv, "venv", "--quiet", "--python", sys.executable, folder)
+        python = folder / "bin/python"
+        install = (*uv, "pip", "install", "--quiet", "--python", python, "--constraints", "constraints.txt")
+        self._call(*install, "apache-beam[gcp]", "setuptools")
+        self._call(*install, "--no-build-isolation", *packages)
+        return python
+
+    def _call(self, *command, **variables):
+        environment = {**os.environ, "PYTHONPATH": "", **variables}
+        options = {"cwd": self._folder, "env": environment, "check": True, "capture_output": True, "text": True}
+        return subprocess.run([str(part) for part in command], **options).stdout
