@@ -77,10 +77,11 @@ def prepare(
     _choose(options, job, output, units, needs_image)
     for bucket in filter(None, found.values()):
         checks.check_region(bucket, cloud.region)
-    checks.check_permissions(api, cloud.project, _USER_PERMISSIONS)
     checks.check_objects(api, gcs.split(output)[0])
-    account = cloud.service_account_email or checks.default_account(api, cloud.project)
-    checks.check_account(api, cloud.project, account, _WORKER_ROLES)
+    if not cloud.template_location:  # it is then Dataflow's launcher who asks, and the job is there already
+        checks.check_permissions(api, cloud.project, _USER_PERMISSIONS)
+        account = cloud.service_account_email or checks.default_account(api, cloud.project)
+        checks.check_account(api, cloud.project, account, _WORKER_ROLES)
     if worker.sdk_container_image:
         _check_image(api, worker.sdk_container_image)
 

@@ -242,6 +242,8 @@ def run(
             result = pipeline.run()
             if template := options.view_as(GoogleCloudOptions).template_location:
                 raise TemplateWritten(template)
+            if is_dataflow(options):
+                _say_where(result, options)
             state = _wait(result)
         except (UserError, TemplateWritten):
             raise
@@ -255,14 +257,20 @@ def run(
                 ) from error
             if type(error).__name__ == "DataflowRuntimeException":  # of a module that only the extra gcp has
                 said = str(error).strip().splitlines()[-1].replace("None", "it does not say why")
-                raise UserError(
-                    f"the job failed on Dataflow: {said}; the log is in its console, named above"
-                ) from error
+                raise UserError(f"the job failed on Dataflow: {said}; its console, named above, has the log") from error
             sys.stderr.write(worker_log.read().decode(errors="replace"))
             raise
     if state not in (None, "DONE"):
         raise UserError(f"the job ended in state {state} on {name}")
     return counters.read(result)
+
+
+def _say_where(result: PipelineResult, options: PipelineOptions) -> None:
+    cloud = options.view_as(GoogleCloudOptions)
+    _LOGGER.info(
+        "submitted: https://console.cloud.google.com/dataflow/jobs/%s/%s?project=%s; Ctrl-C cancels it",
+        cloud.region, result.job_id(), cloud.project,
+    )  # fmt: skip
 
 
 def _wait(result: PipelineResult) -> str | None:

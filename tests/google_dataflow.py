@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 from tests.google_apis import Api
@@ -44,17 +45,19 @@ class Dataflow(Api):
     def __init__(self, folder):
         super().__init__(
             "dataflow", "v1b3", projects_locations_jobs_create=self._create, projects_locations_jobs_get=self._get,
-            projects_locations_jobs_update=self._update, projects_locations_jobs_messages_list=lambda *_: {},
+            projects_locations_jobs_update=self._update, projects_locations_jobs_messages_list=self._messages,
             projects_locations_jobs_getMetrics=self._metrics,
         )  # fmt: skip
         self.jobs, self.said = [], ""
         self.cloud = None  # the storage in which things are staged
+        self.failure = None  # what workers say in place of doing anything; "" for nothing at all, for ever
         self._folder = Path(folder)
         self._state = "JOB_STATE_PENDING"
         self._counters = {}
 
     def _create(self, found, job):
         self.jobs.append(job)
+        self._state = "JOB_STATE_PENDING"
         threading.Thread(target=self._run, args=(job,), daemon=True).start()
         return self._describe()
 
@@ -69,6 +72,12 @@ class Dataflow(Api):
         self._state = "JOB_STATE_CANCELLED"
         return self._describe()
 
+    def _messages(self, found, body):
+        if not self.failure:
+            return {}
+        message = {"id": "1", "time": "2026-01-01T00:00:00Z", "messageImportance": "JOB_MESSAGE_ERROR"}
+        return {"jobMessages": [{**message, "messageText": self.failure}]}
+
     def _metrics(self, found, body):
         context = {"namespace": "pictures", "step": "s1"}
         return {
@@ -80,8 +89,12 @@ class Dataflow(Api):
         }
 
     def _run(self, job):
+        self._state = "JOB_STATE_RUNNING"
+        if self.failure is not None:
+            time.sleep(1)
+            self._state = "JOB_STATE_FAILED" if self.failure else self._state
+            return
         try:
-            self._state = "JOB_STATE_RUNNING"
             self._counters = json.loads(self._run_staged(job).splitlines()[-1])
             self._state = "JOB_STATE_DONE"
         except subprocess.CalledProcessError as error:
@@ -90,6 +103,10 @@ class Dataflow(Api):
         except Exception as error:
             self.said = repr(error)
             self._state = "JOB_STATE_FAILED"
+
+    def check_job(self, job):
+        """Looks whether a job is one that the API allows."""
+        self._check("Job", job, "job")
 
     def staged(self, job):
         """The names of the files that were staged for a job, and where they lie in the bucket."""

@@ -1,8 +1,13 @@
 """A job on Dataflow from the command to the shards, with Google's service in a double that runs what was staged."""
 
+import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from apache_beam import version
@@ -11,7 +16,7 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from tests import cloud_storage
 from tests.google_dataflow import Dataflow
 from tests.google_project import PROJECT, Project
-from tests.programs import content, run_preprocess
+from tests.programs import content, run_preprocess, until
 
 pytestmark = pytest.mark.engines
 
@@ -36,30 +41,32 @@ def arguments(archives):
     ]  # fmt: skip
 
 
-def submit(cloud, *more):
+def start(cloud, *more):
     port = cloud.environment["STORAGE_EMULATOR_HOST"].rpartition(":")[2]
     command = [
         sys.executable, "-m", "beam_jobs.preprocess", "--config=configs/demo.py", *arguments("gs://bucket/archives"),
         "--output=gs://bucket/data", "--runner=DataflowRunner", f"--project={PROJECT}",
         f"--dataflow_endpoint=http://localhost:{port}", *more,
     ]  # fmt: skip
-    return subprocess.run(command, env={**os.environ, **cloud.environment}, capture_output=True, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**os.environ, **cloud.environment}, **pipes)
+
+
+def submit(cloud, *more):
+    process = start(cloud, *more)
+    output, said = process.communicate()
+    return process.returncode, output, said
 
 
 def test_what_is_submitted_is_whole_and_makes_the_same_shards(cloud, pictures, tmp_path):
-    result = submit(cloud, "--labels=team=a")
+    status, _, told = submit(cloud, "--labels=team=a")
     assert cloud.project.refused() == []
-    assert result.returncode == 0, result.stderr + cloud.dataflow.said
-    assert "Traceback" not in result.stderr
-    told = (
-        "us-central1, paid for by a-project",
-        "up to 2 of e2-standard-4",
-        "shuffles",
-        "on 8 cores",
-        "87 train examples",
-    )
-    for said in told:
-        assert said in result.stderr
+    assert status == 0, told + cloud.dataflow.said
+    assert "Traceback" not in told
+    console = "https://console.cloud.google.com/dataflow/jobs/us-central1/a-job?project=a-project"
+    workers = "up to 2 of e2-standard-4 (4 cores each), 2 threads"
+    for said in ("us-central1, paid for by a-project", workers, "shuffles", "on 8 cores", console, "87 train examples"):
+        assert said in told, told
 
     (job,) = cloud.dataflow.jobs
     assert job["type"] in (1, "JOB_TYPE_BATCH")
@@ -88,3 +95,69 @@ def test_what_is_submitted_is_whole_and_makes_the_same_shards(cloud, pictures, t
     made, expected = content(tmp_path / "copy"), content(local)
     assert made.keys() == expected.keys()
     assert [name for name in made if name != "dataset.json" and made[name] != expected[name]] == []
+
+
+TRACE = """Traceback (most recent call last):
+  File "apache_beam/runners/worker.py", line 1, in process
+pipeline.errors.UserError: source places365:gs://bucket/a.tar cannot be read: gone [while running 'ListPart']
+"""
+
+
+@pytest.mark.parametrize(
+    ("failure", "line"),
+    [
+        (TRACE, "error: source places365:gs://bucket/a.tar cannot be read: gone"),
+        (
+            "Startup of the worker pool failed",
+            "error: the job failed on Dataflow: Startup of the worker pool failed; its",
+        ),
+    ],
+)
+def test_a_job_that_fails_is_one_line(cloud, failure, line):
+    cloud.dataflow.failure = failure
+    status, _, told = submit(cloud, "--output=gs://bucket/failed")
+    assert status == 1
+    assert "Traceback" not in told
+    assert told.splitlines()[-1].startswith(line)
+
+
+def test_a_job_whose_command_is_interrupted_is_cancelled(cloud):
+    cloud.dataflow.failure = ""
+    submitted = len(cloud.dataflow.jobs)
+    process = start(cloud, "--output=gs://bucket/interrupted")
+    until(lambda: len(cloud.dataflow.jobs) > submitted)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told.splitlines()[-1] == "error: interrupted"
+    ((_, _, body),) = (call for call in cloud.dataflow.calls if call[0] == "dataflow.projects.locations.jobs.update")
+    assert body["requestedState"] in (5, "JOB_STATE_CANCELLED")
+
+
+def test_a_template_is_written_down_for_dataflow_as_its_launcher_asks(cloud):
+    """Launchers may do less than people: they create no jobs and use no accounts."""
+    submitted = len(cloud.dataflow.jobs)
+    cloud.project.permissions -= {"dataflow.jobs.create", "iam.serviceAccounts.actAs"}
+    metadata = json.loads(Path("docker/preprocess_template.json").read_text())
+    values = {
+        "sources": "places365:gs://bucket/archives/val_256.tar imagenet:gs://bucket/archives/ILSVRC2012_img_train.tar",
+        "output": "gs://bucket/templated", "config": "configs/demo.py", "overwrite": "true",
+        "settings": "dataset.layout=compact seed=7", "max_reject_fraction": "0.25",
+    }  # fmt: skip
+    assert values.keys() == {each["name"] for each in metadata["parameters"]}
+    for each in metadata["parameters"]:
+        assert all(re.fullmatch(regex, values[each["name"]]) for regex in each["regexes"])
+    command = [
+        sys.executable, "-m", "beam_jobs.template", *(f"--{name}={value}" for name, value in values.items()),
+        "--runner=DataflowRunner", f"--project={PROJECT}", "--region=us-central1", "--job_name=a-template",
+        "--temp_location=gs://bucket/t", "--staging_location=gs://bucket/s", "--template_location=gs://bucket/job.json",
+    ]  # fmt: skip
+    result = subprocess.run(command, env={**os.environ, **cloud.environment}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "the job is written down in gs://bucket/job.json" in result.stderr
+    assert len(cloud.dataflow.jobs) == submitted
+    job = json.loads(cloud.client().bucket("bucket").blob("job.json").download_as_bytes())
+    cloud.dataflow.check_job(job)
+    assert job["name"] == "a-template"
+    assert job["environment"]["sdkPipelineOptions"]["options"]["pipelineUrl"].startswith("gs://bucket/s/")
