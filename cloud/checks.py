@@ -191,7 +191,7 @@ def image_labels(api: Api, image: str) -> dict[str, str]:
             manifest = _manifest(api, base, platforms["amd64"])
         config = api.get(f"{base}/blobs/{manifest['config']['digest']}")
     except (Refused, LookupError) as error:
-        raise UserError(f"image {image} cannot be looked at: {error}; build it with cloudbuild.yaml") from error
+        raise UserError(f"image {image} cannot be looked at: {error}; build it from docker/beam.Dockerfile") from error
     return config.get("config", {}).get("Labels") or {}
 
 

@@ -92,9 +92,9 @@ def test_an_image_of_the_same_versions(project):
     with pytest.raises(UserError, match="has Beam 2.50.0 and Python 3.8, this program has"):
         prepared("--sdk_container_image=gcr.io/cloud-dataflow/v1beta3/beam_python3.8_sdk:2.50.0")
     project.images[NAME] = {}
-    with pytest.raises(UserError, match="does not say which Beam and Python it holds; build it with cloudbuild.yaml"):
+    with pytest.raises(UserError, match="does not say which Beam and Python it holds; build it from docker/"):
         prepared(f"--sdk_container_image={IMAGE}")
-    with pytest.raises(UserError, match="image .*:none cannot be looked at: .* 404.*; build it with cloudbuild.yaml"):
+    with pytest.raises(UserError, match="image .*:none cannot be looked at: .* 404.*; build it from docker/"):
         prepared(f"--sdk_container_image={IMAGE.replace(':main', ':none')}")
     with pytest.raises(UserError, match="image mine is not in Artifact Registry"):
         prepared("--sdk_container_image=mine")

@@ -10,7 +10,15 @@ import setuptools  # noqa: F401  # what builds the wheel below; it comes with th
 def test_wheel_holds_every_package_and_imports_without_the_checkout(tmp_path):
     """What Dataflow's workers are given by --setup_file; its NumPy half runs where there is no TensorFlow."""
     checkout = Path(__file__).parents[1]
-    for name in ("pipeline", "beam_jobs", "trainer", "configs", "tools", "tests"):  # a copy: builds leave files behind
+    for name in (
+        "cloud",
+        "pipeline",
+        "beam_jobs",
+        "trainer",
+        "configs",
+        "tools",
+        "tests",
+    ):  # a copy: builds leave files behind
         shutil.copytree(checkout / name, tmp_path / "copy" / name)
     shutil.copy(checkout / "setup.py", tmp_path / "copy")
     build = [
@@ -31,6 +39,7 @@ def test_wheel_holds_every_package_and_imports_without_the_checkout(tmp_path):
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
     for name in (
+        "cloud/checks.py",
         "pipeline/example.py",
         "beam_jobs/preprocess.py",
         "trainer/models/koalarization.py",
