@@ -17,6 +17,10 @@ from pipeline.errors import UserError, one_line
 
 LOCAL_BUFFER_BYTES = 8 << 10  # more is read past it, straight to where it belongs
 _ASKED_BYTES = 512 << 10  # what TensorFlow asks a file system for, and keeps of it
+_MEANINGS = {
+    401: "Cloud Storage wants credentials (401); run 'gcloud auth application-default login'",
+    403: "whoever is logged in has no access to it (403); ask its owner for roles/storage.objectAdmin",
+}
 _WILDCARD = re.compile(r"[*?\[]")
 REMOTE_BUFFER_BYTES = 2 * _ASKED_BYTES + (loading.GCS_BLOCK_MIB << 20)  # of an open file, in all
 
@@ -422,4 +426,13 @@ def _os_errors(path: str) -> Iterator[None]:
     except tf.errors.NotFoundError as error:
         raise FileNotFoundError(f"{path} does not exist") from error
     except tf.errors.OpError as error:
-        raise OSError(error.message) from error
+        raise OSError(said(error)) from error
+
+
+def said(error: BaseException) -> str:
+    """What TensorFlow's file systems say of a failure, in one line, or what it means."""
+    text = one_line(error)
+    for code, meaning in _MEANINGS.items():
+        if f"HTTP response code {code}" in text:
+            return meaning
+    return text

@@ -144,3 +144,14 @@ def test_a_remote_file_made_aside(tmp_path):
         Path(temporary).write_text("all of it")
         assert not (tmp_path / "file").exists()
     assert (tmp_path / "file").read_text() == "all of it"
+
+
+def test_refusals_of_cloud_storage_say_what_to_do():
+    def refusal(code):
+        return tf.errors.UnknownError(
+            None, None, f"Error executing an HTTP request: HTTP response code {code} with body ''"
+        )
+
+    assert "gcloud auth application-default login" in files.said(refusal(401))
+    assert "roles/storage.objectAdmin" in files.said(refusal(403))
+    assert "503" in files.said(refusal(503))

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from pipeline.errors import UserError, one_line
+from pipeline.errors import UserError
+from pipeline.files import said
 
 # What TensorFlow says of files that are not what was written; all else says nothing of them.
 _DAMAGE = (
@@ -24,7 +25,7 @@ def writing(name: str) -> Iterator[None]:
     try:
         yield
     except (tf.errors.OpError, OSError) as error:
-        raise UserError(f"{name} cannot be written: {one_line(error)}; make room there, or name another") from error
+        raise UserError(f"{name} cannot be written: {said(error)}; make room there, or name another") from error
 
 
 @contextlib.contextmanager
@@ -40,4 +41,4 @@ def reading(name: str) -> Iterator[None]:
         # The reader of checkpoints has errors of no class but the one of all.
         if isinstance(error, _DAMAGE) or type(error) is tf.errors.OpError:
             raise
-        raise UserError(f"{name} cannot be read: {one_line(error)[:200]}; start again") from error
+        raise UserError(f"{name} cannot be read: {said(error)[:200]}; start again") from error
