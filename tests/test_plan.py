@@ -77,3 +77,23 @@ def test_another_dataset_in_the_output_is_foretold(compact_dataset, pictures, ca
     assert run_preprocess(*argv) == 1
     assert "holds another dataset: " in error_of(capsys)
     assert run_preprocess(*argv, "--overwrite") == 0
+
+
+def test_a_glance_takes_the_beginning_of_archives_for_the_rest(pictures, monkeypatch):
+    monkeypatch.setattr(plan, "_GLANCE", 12)
+    spec = DatasetSpec.from_config(demo.get_config())
+    for source in ("places365:val_256.tar", "imagenet:ILSVRC2012_img_train.tar"):
+        kind, _, name = source.partition(":")
+        whole, about = (
+            plan.make_plan([parse_source(f"{kind}:{pictures}/archives/{name}")], spec, glance)
+            for glance in (False, True)
+        )
+        assert about.sampled == 12
+        assert whole.sampled == 48
+        for found, expected in (
+            (sum(about.listed.values()), sum(whole.listed.values())),
+            (about.source_bytes, whole.source_bytes),
+        ):
+            assert 0.5 < found / expected < 2
+    tree = plan.make_plan([parse_source(f"images:{pictures}/held_out")], spec, glance=True)
+    assert sum(tree.listed.values()) == 8
