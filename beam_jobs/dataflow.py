@@ -1,44 +1,50 @@
-"""A job on Dataflow: what is chosen where nothing is said, a look at what would make it fail, and what it will cost.
+"""A job on Dataflow: what is chosen where nothing is said, a look at what would make it fail, and waiting for its end.
 
-All of it before the job is submitted. Options that are given are left as they are.
+Options that are given are left as they are.
 """
 
 import datetime
+import logging
 import math
 import platform
 import re
+import time
 from pathlib import Path
 
 from apache_beam import version as beam_version
+from apache_beam.internal.gcp.auth import get_service_credentials
 from apache_beam.options.pipeline_options import (
     DebugOptions,
     GoogleCloudOptions,
     PipelineOptions,
     SetupOptions,
-    StandardOptions,
     WorkerOptions,
 )
+from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
+from apache_beam.runners.dataflow.dataflow_runner import DataflowRunner, DataflowRuntimeException
+from apache_beam.runners.runner import PipelineResult, PipelineState
+from google.api_core.exceptions import GoogleAPICallError
+from google.auth.exceptions import GoogleAuthError
 
 from beam_jobs import gcs
 from cloud import checks
 from cloud.api import Api
-from pipeline.errors import UsageError, UserError
+from pipeline.cli import Terminated
+from pipeline.errors import UsageError, UserError, one_line
 
-RUNNER = "DataflowRunner"
+_LOGGER = logging.getLogger(__name__)
 _MACHINE = "e2-standard-4"  # to be had everywhere; a worker needs some 0.3 GB for each of its threads
 _THREADS = 2  # of each process, of which a worker has one for each core: one reads or writes while one computes
 _MOST_WORKERS = 50
 _BEAM_IMAGE = re.compile(r"(?:.*/)?beam_python(\d+\.\d+)_sdk:([\w.]+)")
-_USER_PERMISSIONS = {
-    "dataflow.jobs.create": "roles/dataflow.developer",
-    "dataflow.jobs.get": "roles/dataflow.developer",
-}
+_SERVICES = ("compute.googleapis.com", "dataflow.googleapis.com", "storage.googleapis.com")
+_JOBS = ("dataflow.jobs.cancel", "dataflow.jobs.create", "dataflow.jobs.get")
+_USER_PERMISSIONS = dict.fromkeys(
+    (*_JOBS, "dataflow.messages.list", "dataflow.metrics.get"), "roles/dataflow.developer"
+)
 _WORKER_ROLES = ("roles/dataflow.worker", "roles/editor", "roles/owner")
-
-
-def is_named(options: PipelineOptions) -> bool:
-    """Whether a job is to run on Dataflow."""
-    return options.view_as(StandardOptions).runner == RUNNER
+_LOOKS, _PAUSE_SECONDS = 20, 30.0  # for a job of which the service does not tell
+_STOP_SECONDS = 300.0  # that workers of a job that was cancelled may take to stop
 
 
 def prepare(
@@ -58,62 +64,95 @@ def prepare(
         UsageError: something is missing or cannot be.
         UserError: a bucket in another region, a role that is missing, or an image of other versions.
     """
-    cloud, worker = options.view_as(GoogleCloudOptions), options.view_as(WorkerOptions)
+    cloud = options.view_as(GoogleCloudOptions)
+    _check_paths(options, job, output, paths, needs_image)
+    credentials = get_service_credentials(options)  # of an account that is impersonated, if one is named
+    api = Api(credentials and credentials.get_google_auth_credentials())
+    cloud.project = cloud.project or api.project
+    if not cloud.project:
+        raise UsageError("--project is missing: the ID of the Google Cloud project that pays for the job")
+    cloud.temp_location = cloud.temp_location or f"{output}/job/dataflow"
+    cloud.staging_location = cloud.staging_location or cloud.temp_location
+    checks.check_services(api, cloud.project, _SERVICES)
+    written = {gcs.split(path)[0] for path in (output, cloud.temp_location, cloud.staging_location)}
+    for name in sorted(written):
+        checks.check_objects(api, name)
+    read = {gcs.split(path)[0] for path in paths}
+    buckets = {name: found for name in sorted(written | read) if (found := checks.find_bucket(api, name))}
+    own = buckets.get(gcs.split(output)[0])
+    cloud.region = cloud.region or (own and own.region)
+    if not cloud.region:
+        raise UsageError(f"--region is missing: where the job is to run; as near to {output} as there is one")
+    for bucket in buckets.values():
+        checks.check_region(bucket, cloud.region)
+    _choose(options, job, units)
+    if not cloud.template_location:  # it is then Dataflow's launcher who asks, and the job is there already
+        checks.check_permissions(api, cloud.project, dict.fromkeys(_USER_PERMISSIONS, "roles/dataflow.developer"))
+        account = cloud.service_account_email or checks.default_account(api, cloud.project)
+        checks.check_account(api, account)
+        checks.look_for_role(api, cloud.project, account, _WORKER_ROLES)
+    _bring_code(api, options, job, needs_image)
+    if errors := PipelineOptionsValidator(options, DataflowRunner()).validate():
+        raise UsageError(" ".join(errors[0].split()))
+
+
+def _check_paths(options: PipelineOptions, job: str, output: str, paths: list[str], needs_image: bool) -> None:
+    cloud = options.view_as(GoogleCloudOptions)
     if cloud.template_location and needs_image:
         raise UsageError(f"--template_location={cloud.template_location}: '{job}' has no template; leave it out")
     for path in (*paths, output):
         if not gcs.is_path(path):
             raise UsageError(f"{path} cannot be reached from Dataflow; copy it to a bucket, and name it as gs://...")
-    api = Api()
-    cloud.project = cloud.project or api.project
-    if not cloud.project:
-        raise UsageError("--project is missing: the ID of the Google Cloud project that pays for the job")
-    buckets = {gcs.split(path)[0]: path for path in (*paths, output)}
-    found = {name: checks.find_bucket(api, name) for name in buckets}
-    own = found[gcs.split(output)[0]]
-    cloud.region = cloud.region or (own and own.region)
-    if not cloud.region:
-        raise UsageError(f"--region is missing: where the job is to run; near {output}, which lies in no single region")
-    _choose(options, job, output, units, needs_image)
-    for bucket in filter(None, found.values()):
-        checks.check_region(bucket, cloud.region)
-    checks.check_objects(api, gcs.split(output)[0])
-    if not cloud.template_location:  # it is then Dataflow's launcher who asks, and the job is there already
-        checks.check_permissions(api, cloud.project, _USER_PERMISSIONS)
-        account = cloud.service_account_email or checks.default_account(api, cloud.project)
-        checks.check_account(api, cloud.project, account, _WORKER_ROLES)
-    if worker.sdk_container_image:
-        _check_image(api, worker.sdk_container_image)
+    for name in ("temp_location", "staging_location"):
+        if (path := getattr(cloud, name)) and not re.fullmatch(r"gs://[^/]+/.+", path):
+            raise UsageError(f"--{name}={path} is no directory of a bucket; name one as gs://BUCKET/DIRECTORY")
 
 
-def _choose(options: PipelineOptions, job: str, output: str, units: int, needs_image: bool) -> None:
+def _choose(options: PipelineOptions, job: str, units: int) -> None:
     cloud, worker = options.view_as(GoogleCloudOptions), options.view_as(WorkerOptions)
-    setup, debug = options.view_as(SetupOptions), options.view_as(DebugOptions)
-    cloud.temp_location = cloud.temp_location or f"{output}/job/dataflow"
-    cloud.staging_location = cloud.staging_location or cloud.temp_location
+    debug = options.view_as(DebugOptions)
     cloud.job_name = cloud.job_name or f"koalarization-{job}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     version = re.sub(r"[^a-z0-9_-]", "_", beam_version.__version__)
-    cloud.labels = [*(cloud.labels or []), "application=koalarization", f"job={job}", f"beam={version}"]
+    cloud.labels = ["application=koalarization", f"job={job}", f"beam={version}", *(cloud.labels or [])]
     worker.machine_type = worker.machine_type or _MACHINE
     debug.number_of_worker_harness_threads = debug.number_of_worker_harness_threads or _THREADS
-    cores = machine_cores(worker.machine_type) or 1
-    worker.max_num_workers = worker.max_num_workers or min(_MOST_WORKERS, math.ceil(units / cores))
-    if worker.sdk_container_image or setup.setup_file:
+    if worker.max_num_workers:
         return
-    if needs_image:
+    cores = machine_cores(worker.machine_type)
+    if cores is None:
+        raise UsageError(
+            f"--max_num_workers is missing: how many cores {worker.machine_type} has its name does not say"
+        )
+    worker.max_num_workers = max(min(_MOST_WORKERS, math.ceil(units / cores)), worker.num_workers or 0)
+
+
+def _bring_code(api: Api, options: PipelineOptions, job: str, needs_image: bool) -> None:
+    """Looks at the image of the workers, or has this package staged for Beam's."""
+    image, setup = options.view_as(WorkerOptions).sdk_container_image, options.view_as(SetupOptions)
+    is_own = image is not None and not _BEAM_IMAGE.fullmatch(image)
+    if image:
+        _check_image(api, image)
+    if needs_image and not is_own:
         raise UsageError(
             f"--sdk_container_image is missing: the workers of '{job}' need TensorFlow; name an image that has this "
             "package with its extras worker, gcp and trainer"
         )
+    if is_own or setup.setup_file:
+        return
     setup_file = Path(__file__).resolve().parent.parent / "setup.py"
-    if not setup_file.is_file():
-        raise UsageError("--sdk_container_image is missing: the workers need this package; build an image, and name it")
+    if options.view_as(GoogleCloudOptions).template_location or not setup_file.is_file():
+        raise UsageError(
+            "--sdk_container_image is missing: the workers need this package; build docker/beam.Dockerfile"
+        )
     setup.setup_file = str(setup_file)
 
 
 def machine_cores(machine: str) -> int | None:
     """The cores of a type of machine, by its name: 4 of e2-standard-4; None, where that does not say."""
-    named = re.search(r"-(\d+)$", machine)
+    custom = re.search(r"(?:^|-)custom-(\d+)-\d+(?:-ext)?$", machine)
+    named = custom or re.fullmatch(
+        r"(?!a\d|g\d)[a-z0-9-]+-(\d+)(?:-[a-z]+)?", machine
+    )  # those have GPUs in their names
     return int(named[1]) if named else None
 
 
@@ -125,6 +164,8 @@ def _check_image(api: Api, image: str) -> None:
         found_python, found_beam = named.groups()
     else:
         labels = checks.image_labels(api, image)
+        if labels is None:
+            return
         found_python, found_beam = labels.get(checks.PYTHON_LABEL), labels.get(checks.BEAM_LABEL)
         if not found_python or not found_beam:
             raise UserError(
@@ -136,6 +177,57 @@ def _check_image(api: Api, image: str) -> None:
             f"image {image} has Beam {found_beam} and Python {found_python}, this program has Beam {beam} and Python "
             f"{python}; take an image that was built from the same commit, or this program's versions"
         )
+
+
+def wait(result: PipelineResult, options: PipelineOptions) -> str:
+    """Says where a job is to be seen, and waits for its end; who breaks the wait off cancels the job.
+
+    Returns:
+        The state in which it ended.
+
+    Raises:
+        UserError: the service tells nothing of it any more.
+    """
+    cloud = options.view_as(GoogleCloudOptions)
+    console = f"https://console.cloud.google.com/dataflow/jobs/{cloud.region}/{result.job_id()}?project={cloud.project}"
+    _LOGGER.info("submitted: %s; Ctrl-C cancels it", console)
+    try:
+        for _ in range(_LOOKS):
+            try:
+                return result.wait_until_finish()
+            except AssertionError:  # of Beam, whose thread that asks the service has died
+                time.sleep(_PAUSE_SECONDS)
+    except (KeyboardInterrupt, Terminated):
+        _cancel(result, console)
+        raise
+    raise UserError(f"the job was lost sight of, and goes on: {console}; give the command again once it has ended")
+
+
+def _cancel(result: PipelineResult, console: str) -> None:
+    """Cancels a job and waits until its workers have stopped: until then they write."""
+    try:
+        result.cancel()
+        end = time.monotonic() + _STOP_SECONDS
+        while not PipelineState.is_terminal(result.state) and time.monotonic() < end:
+            time.sleep(1)
+    except Exception as error:
+        _LOGGER.warning(
+            "WARNING: the job could not be cancelled (%s); it goes on, and costs; cancel it in its console: %s",
+            one_line(error), console,
+        )  # fmt: skip
+
+
+def explain(error: Exception) -> UserError | None:
+    """An error of Beam's or Google's on the way to Dataflow, or of a job there, in one line; None for any other."""
+    if isinstance(error, DataflowRuntimeException):
+        if error.result.state == PipelineState.CANCELLED:
+            return UserError("the job was cancelled; give the command again to go on")
+        said = str(error).strip().splitlines()[-1]
+        why = "it does not say why" if said == "None" else said
+        return UserError(f"the job failed on Dataflow: {why}; its console, named above, has the log")
+    if isinstance(error, (GoogleAPICallError, GoogleAuthError, OSError, RuntimeError)):
+        return UserError(f"Dataflow cannot be given the job, or be asked about it: {one_line(error)}; try again")
+    return None
 
 
 def describe(options: PipelineOptions) -> str:

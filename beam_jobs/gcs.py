@@ -9,23 +9,23 @@ two minutes.
 import contextlib
 import functools
 import io
-import logging
 import re
 from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from apache_beam.io.filesystem import FileSystem
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
-from pipeline.errors import UserError, one_line
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from google.cloud.storage import Blob, Client
     from google.cloud.storage.fileio import BlobWriter
 
 SCHEME = "gs://"
-_CONNECTIONS = 64  # that are kept open: more than a worker has threads
+_CONNECTIONS = 512  # that may be kept open: more than a machine has threads that read
 _CHUNK_BYTES = 16 << 20  # at most in one request; a writer and a reader keep this much
 _FIRST_BYTES = 64 << 10  # that a reader asks for after a leap
 _WILDCARDS = re.compile(r"[*?\[]")
@@ -55,18 +55,12 @@ def check_credentials(path: str) -> None:
     Raises:
         UserError: there are none for what a path names.
     """
-    import google.auth
-    from google.auth.exceptions import DefaultCredentialsError
+    from cloud.api import find_credentials
 
-    logging.getLogger("google.auth").setLevel(logging.ERROR)  # it misses a project, which storage does without
     try:
-        google.auth.default()
-    except DefaultCredentialsError as error:
-        raise UserError(
-            f"{path} needs credentials of Google Cloud: {one_line(error).partition('. ')[0]}; run 'gcloud auth "
-            "application-default login', or name the file of a key in GOOGLE_APPLICATION_CREDENTIALS (--no_auth does "
-            "without, for what is public)"
-        ) from error
+        find_credentials()
+    except UserError as error:
+        raise UserError(f"{path}: {error} (--no_auth does without, for what is public)") from error
 
 
 @functools.cache
@@ -75,7 +69,10 @@ def _client() -> "Client":
     from apache_beam.io.gcp import gcsio
     from requests.adapters import HTTPAdapter
 
-    client = gcsio.create_storage_client(PipelineOptions())
+    options = FileSystems.get_filesystem(SCHEME)._pipeline_options  # those of the job, wherever it runs
+    if not isinstance(options, PipelineOptions):
+        options = PipelineOptions([])
+    client = gcsio.create_storage_client(options, not options.view_as(GoogleCloudOptions).no_auth)
     for scheme in ("https://", "http://"):
         client._http.mount(scheme, HTTPAdapter(pool_maxsize=_CONNECTIONS))
     return client
@@ -88,6 +85,15 @@ def _blob(path: str) -> "Blob":
 
 # The functions below raise `google.api_core.exceptions.GoogleAPIError`, `google.auth.exceptions.GoogleAuthError` and
 # `OSError` for what goes wrong, with the `code` 404 for what is not there.
+
+
+def abandon(writer: "BlobWriter") -> None:
+    """Ends an upload, of which there will be nothing."""
+    try:
+        with contextlib.suppress(Exception):  # one that is left alone ends by itself, in a week
+            writer.terminate()
+    finally:
+        writer._buffer.close()  # else what collects garbage would finish the upload
 
 
 class ObjectReader(io.RawIOBase):

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 from typing import NoReturn
 
 import apache_beam as beam
@@ -83,6 +84,9 @@ def parse_options(argv: Sequence[str]) -> PipelineOptions:
     except (ValueError, ImportError, AttributeError) as error:
         raise UsageError(f"--runner={runner} cannot be used: {one_line(error)}") from error
     options.view_as(StandardOptions).runner = runner
+    template = options.view_as(GoogleCloudOptions).template_location
+    if template and not is_dataflow(options):
+        raise UsageError(f"--template_location={template} is for --runner=DataflowRunner")
     if options.view_as(TestOptions).dry_run:
         raise UsageError("--dry_run is not to be had of this job")
     if workers < 0:
@@ -128,10 +132,8 @@ def prepare(
     check_output(options, output)
     check_credentials(options, output, *inputs)
     if is_dataflow(options):
-        from beam_jobs import dataflow  # of the extra gcp
-
-        dataflow.prepare(options, job, output, [*inputs], units, needs_image)
-        _LOGGER.info("%s", dataflow.describe(options))
+        _dataflow().prepare(options, job, output, [*inputs], units, needs_image)
+        _LOGGER.info("%s", _dataflow().describe(options))
 
 
 def is_dataflow(options: PipelineOptions) -> bool:
@@ -142,9 +144,7 @@ def is_dataflow(options: PipelineOptions) -> bool:
 def cores(options: PipelineOptions) -> int:
     """On how many cores a job runs: those of this machine, or of Dataflow's workers."""
     if is_dataflow(options):
-        from beam_jobs import dataflow
-
-        return dataflow.cores(options)
+        return _dataflow().cores(options)
     return os.cpu_count() or 1
 
 
@@ -244,9 +244,8 @@ def run(
             result = pipeline.run()
             if template := options.view_as(GoogleCloudOptions).template_location:
                 raise TemplateWritten(template)
-            if is_dataflow(options):
-                _say_where(result, options)
-            state = _wait(result)
+            state = _wait(result, options)
+            found = counters.read(result)
         except (UserError, TemplateWritten):
             raise
         except Exception as error:
@@ -257,26 +256,25 @@ def run(
                     f"--runner={name} cannot be started: {failure[0]}; the README's section on engines has commands "
                     "that work"
                 ) from error
-            if type(error).__name__ == "DataflowRuntimeException":  # of a module that only the extra gcp has
-                said = str(error).strip().splitlines()[-1].replace("None", "it does not say why")
-                raise UserError(f"the job failed on Dataflow: {said}; its console, named above, has the log") from error
+            if is_dataflow(options) and (explained := _dataflow().explain(error)):
+                raise explained from error
             sys.stderr.write(worker_log.read().decode(errors="replace"))
             raise
     if state not in (None, "DONE"):
         raise UserError(f"the job ended in state {state} on {name}")
-    return counters.read(result)
+    return found
 
 
-def _say_where(result: PipelineResult, options: PipelineOptions) -> None:
-    cloud = options.view_as(GoogleCloudOptions)
-    _LOGGER.info(
-        "submitted: https://console.cloud.google.com/dataflow/jobs/%s/%s?project=%s; Ctrl-C cancels it",
-        cloud.region, result.job_id(), cloud.project,
-    )  # fmt: skip
+def _dataflow() -> ModuleType:
+    from beam_jobs import dataflow  # of the extra gcp
+
+    return dataflow
 
 
-def _wait(result: PipelineResult) -> str | None:
+def _wait(result: PipelineResult, options: PipelineOptions) -> str | None:
     """Waits for the end; a wait that is broken off ends the job, which would go on wherever its engine runs."""
+    if is_dataflow(options):
+        return _dataflow().wait(result, options)
     try:
         return result.wait_until_finish()
     except (KeyboardInterrupt, Terminated):

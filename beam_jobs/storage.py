@@ -16,6 +16,7 @@ from pipeline import tfrecord
 from pipeline.errors import UsageError, UserError, one_line
 from pipeline.manifest import FILE_NAME, FileInfo, Manifest
 
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _GLANCE = 1000  # files
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")
 
@@ -46,14 +47,14 @@ def create(path: str, folder: str | None = None) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _create_object(path: str) -> Iterator[BinaryIO]:
-    writer = gcs.create(path)
+    with _os_errors(path):
+        writer = gcs.create(path)
     try:
         yield cast(BinaryIO, _RemoteFile(path, writer))
         with _os_errors(path):
             writer.close()
     except BaseException:
-        with contextlib.suppress(Exception):  # an upload that is left alone ends by itself, in a week
-            writer.terminate()
+        gcs.abandon(writer)
         raise
 
 
@@ -219,6 +220,8 @@ def absolute(path: str) -> str:
     """
     if "://" not in path:
         return os.path.abspath(path)
+    if gcs.is_path(path) and not _BUCKET.fullmatch(gcs.split(path)[0]):
+        raise UsageError(f"{path} names no bucket; name one as gs://BUCKET/DIRECTORY")
     try:
         FileSystems.get_filesystem(path)
     except (ValueError, OSError) as error:

@@ -1,8 +1,10 @@
 """Google's REST APIs with the credentials of whoever is logged in; what they refuse is one line."""
 
+import logging
 from typing import Any
 
 import google.auth
+from google.auth.credentials import Credentials
 from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import AuthorizedSession
 from requests import Response
@@ -30,8 +32,27 @@ class Refused(UserError):
         self.status = status
 
 
+def find_credentials() -> tuple[Credentials, str | None]:
+    """The credentials of whoever is logged in, and the project that they come with, if any.
+
+    Raises:
+        UserError: there are none.
+    """
+    logging.getLogger("google.auth").setLevel(logging.ERROR)  # it misses a project, which is asked for elsewhere
+    try:
+        return google.auth.default(scopes=[_SCOPE])
+    except GoogleAuthError as error:
+        raise UserError(
+            f"Google Cloud needs credentials: {one_line(error).partition('. ')[0]}; run 'gcloud auth "
+            "application-default login', or name the file of a key in GOOGLE_APPLICATION_CREDENTIALS"
+        ) from error
+
+
 class Api:
     """A session with Google's APIs.
+
+    Args:
+        credentials: other ones than those of whoever is logged in, as of an account that is impersonated.
 
     Attributes:
         project: the one that the credentials come with, or None.
@@ -40,25 +61,26 @@ class Api:
         UserError: there are no credentials.
     """
 
-    def __init__(self) -> None:
-        try:
-            credentials, self.project = google.auth.default(scopes=[_SCOPE])
-        except GoogleAuthError as error:
-            raise UserError(
-                f"Google Cloud needs credentials: {one_line(error).partition('. ')[0]}; run 'gcloud auth "
-                "application-default login', or name the file of a key in GOOGLE_APPLICATION_CREDENTIALS"
-            ) from error
-        self._session = AuthorizedSession(credentials)
+    def __init__(self, credentials: Credentials | None = None) -> None:
+        found, self.project = find_credentials()
+        self._credentials = credentials or found
+        self._session = AuthorizedSession(self._credentials)
         self._session.mount("https://", HTTPAdapter(max_retries=_RETRY))
 
-    def get(self, url: str, **parameters: str | list[str]) -> dict[str, Any]:
+    @property
+    def member(self) -> str:
+        """Whoever is logged in, as policies name them."""
+        account = getattr(self._credentials, "service_account_email", None)
+        return f"serviceAccount:{account}" if account else "user:YOU"
+
+    def get(self, url: str, accept: str = "application/json", **parameters: str | list[str]) -> dict[str, Any]:
         """The answer to a GET, from JSON.
 
         Raises:
             Refused: the API says why not.
-            UserError: it cannot be reached.
+            UserError: it cannot be reached, or gives no JSON.
         """
-        return self._json(self.request("GET", url, params=parameters))
+        return self._json("GET", url, params=parameters, headers={"Accept": accept})
 
     def post(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
         """The answer to a POST of JSON, from JSON.
@@ -66,27 +88,19 @@ class Api:
         Raises:
             As `get`.
         """
-        return self._json(self.request("POST", url, json=body))
+        return self._json("POST", url, json=body)
 
-    def request(self, method: str, url: str, **options: Any) -> Response:
-        """The answer to a request.
-
-        Raises:
-            As `get`.
-        """
+    def _json(self, method: str, url: str, **options: Any) -> dict[str, Any]:
         try:
             response = self._session.request(method, url, timeout=_SECONDS, **options)
         except (RequestException, GoogleAuthError) as error:
             raise UserError(f"{url} cannot be asked: {one_line(error)}; try again") from error
         if not response.ok:
             raise Refused(f"{url} says {response.status_code}: {_message(response)}", response.status_code)
-        return response
-
-    def _json(self, response: Response) -> dict[str, Any]:
         try:
             return response.json()
         except ValueError as error:
-            raise UserError(f"{response.url} gives no JSON: {one_line(error)}; try again") from error
+            raise UserError(f"{url} gives no JSON: {one_line(error)}; try again") from error
 
 
 def _message(response: Response) -> str:

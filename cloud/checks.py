@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cloud.api import Api, Refused
@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 _LOGGER = logging.getLogger(__name__)
 _PROJECTS = "https://cloudresourcemanager.googleapis.com/v3/projects"
 _ACCOUNTS = "https://iam.googleapis.com/v1/projects/-/serviceAccounts"
+_SERVICES = "https://serviceusage.googleapis.com/v1/projects"
 _BUCKETS = "https://storage.googleapis.com/storage/v1/b"
 # https://cloud.google.com/storage/docs/locations
 _DUAL_REGIONS = {
@@ -19,7 +20,14 @@ _DUAL_REGIONS = {
     "NAM4": ("us-central1", "us-east1"),
 }
 _MULTI_REGIONS = {"ASIA": "asia-", "EU": "europe-", "US": "us-"}
-_OBJECTS = ("storage.objects.create", "storage.objects.delete", "storage.objects.get", "storage.objects.list")
+_NOT_IN_EU = ("europe-west2", "europe-west6")  # the multi-region, which is of the Union
+_BUCKET_PERMISSIONS = {
+    "storage.buckets.get": "roles/storage.legacyBucketReader",  # what stages files looks at the bucket first
+    **dict.fromkeys(
+        ("storage.objects.create", "storage.objects.delete", "storage.objects.get", "storage.objects.list"),
+        "roles/storage.objectAdmin",
+    ),
+}
 _MANIFESTS = ", ".join(
     f"application/vnd.{kind}+json"
     for kind in (
@@ -27,7 +35,7 @@ _MANIFESTS = ", ".join(
         "docker.distribution.manifest.v2",
     )
 )  # fmt: skip
-_IMAGE = re.compile(r"([\w.-]+\.(?:pkg\.dev|gcr\.io)|gcr\.io)/([\w./-]+?)(?::([\w.-]+)|@(sha256:[0-9a-f]{64}))?")
+_IMAGE = re.compile(r"([\w.-]+\.(?:pkg\.dev|gcr\.io)|gcr\.io)/([\w./-]+?)(?::([\w.-]+))?(?:@(sha256:[0-9a-f]{64}))?")
 BEAM_LABEL, PYTHON_LABEL = "org.koalarization.beam", "org.koalarization.python"
 
 
@@ -45,13 +53,32 @@ def check_permissions(api: Api, project: str, needed: Mapping[str, str]) -> None
     try:
         found = api.post(f"{_PROJECTS}/{project}:testIamPermissions", {"permissions": list(needed)})
     except Refused as error:
-        raise UserError(f"project {project} cannot be looked at: {error}; look at its ID") from error
+        raise UserError(f"project {project} cannot be looked at: {error}") from error
     for permission, role in needed.items():
         if permission not in found.get("permissions", ()):
             raise UserError(
                 f"you lack {permission} in project {project}, which {role} has: gcloud projects add-iam-policy-binding "
-                f"{project} --member=user:YOU --role={role}"
+                f"{project} --member={api.member} --role={role}"
             )
+
+
+def check_services(api: Api, project: str, names: Sequence[str]) -> None:
+    """Looks whether APIs are enabled in a project.
+
+    Raises:
+        UserError: one is not. What may not be looked at is logged.
+    """
+    try:
+        found = api.get(
+            f"{_SERVICES}/{project}/services:batchGet", names=[f"projects/{project}/services/{name}" for name in names]
+        )
+    except Refused as error:
+        _LOGGER.info("which APIs are enabled in project %s could not be looked up: %s", project, error)
+        return
+    for service in found.get("services", ()):
+        if service.get("state") == "DISABLED":
+            name = service["name"].rpartition("/")[2]
+            raise UserError(f"{name} is not enabled: gcloud services enable {name} --project={project}")
 
 
 def default_account(api: Api, project: str) -> str:
@@ -60,32 +87,42 @@ def default_account(api: Api, project: str) -> str:
     Raises:
         UserError: the project cannot be looked at.
     """
-    number = api.get(f"{_PROJECTS}/{project}")["name"].rpartition("/")[2]
+    try:
+        number = api.get(f"{_PROJECTS}/{project}")["name"].rpartition("/")[2]
+    except Refused as error:
+        raise UserError(f"project {project} cannot be looked at: {error}; or name --service_account_email") from error
     return f"{number}-compute@developer.gserviceaccount.com"
 
 
-def check_account(api: Api, project: str, account: str, roles: tuple[str, ...]) -> None:
-    """Looks whether a service account may be used, and has a role.
-
-    Args:
-        api: who asks.
-        project: in which it works.
-        account: its address.
-        roles: of which it must have one; the first is the least that works.
+def check_account(api: Api, account: str) -> None:
+    """Looks whether whoever is logged in may let machines run as a service account.
 
     Raises:
-        UserError: it is not there, may not be used, or has none of the roles. Roles that cannot be seen are logged.
+        UserError: it is not there, or may not be used.
     """
     permission = "iam.serviceAccounts.actAs"
     try:
         found = api.post(f"{_ACCOUNTS}/{account}:testIamPermissions", {"permissions": [permission]})
     except Refused as error:
-        raise UserError(f"service account {account} cannot be looked at: {error}; look at its address") from error
+        raise UserError(f"service account {account} cannot be looked at: {error}") from error
     if permission not in found.get("permissions", ()):
         raise UserError(
             f"you lack {permission} on {account}: gcloud iam service-accounts add-iam-policy-binding {account} "
-            "--member=user:YOU --role=roles/iam.serviceAccountUser"
+            f"--member={api.member} --role=roles/iam.serviceAccountUser"
         )
+
+
+def look_for_role(api: Api, project: str, account: str, roles: Sequence[str]) -> None:
+    """Says if a service account has none of some roles in a project, as far as its policy tells.
+
+    It may have one all the same, by a folder, an organization or a group, which is why nothing is refused.
+
+    Args:
+        api: who asks.
+        project: where it needs one.
+        account: its address.
+        roles: the first is the least that works.
+    """
     try:
         policy = api.post(f"{_PROJECTS}/{project}:getIamPolicy", {})
     except Refused as error:
@@ -93,10 +130,10 @@ def check_account(api: Api, project: str, account: str, roles: tuple[str, ...]) 
         return
     member = f"serviceAccount:{account}"
     if not any(each["role"] in roles and member in each.get("members", ()) for each in policy.get("bindings", ())):
-        raise UserError(
-            f"{account}, as whom the workers run, lacks {roles[0]} in project {project}: gcloud projects "
-            f"add-iam-policy-binding {project} --member={member} --role={roles[0]}"
-        )
+        _LOGGER.warning(
+            "WARNING: %s, as whom the machines run, has not %s in project %s, unless from above: gcloud projects "
+            "add-iam-policy-binding %s --member=%s --role=%s", account, roles[0], project, project, member, roles[0],
+        )  # fmt: skip
 
 
 class Bucket(NamedTuple):
@@ -118,12 +155,21 @@ class Bucket(NamedTuple):
         return self.location.lower() if "-" in self.location else None
 
     def is_in(self, region: str) -> bool:
-        """Whether a region can read it without crossing a border."""
+        """Whether a region can read it without crossing a border; of a location that is not known, yes."""
         if places := self.places or _DUAL_REGIONS.get(self.location):
             return region in places
         if self.region:
             return region == self.region
+        if self.location == "EU" and region in _NOT_IN_EU:
+            return False
         return region.startswith(_MULTI_REGIONS.get(self.location, ""))
+
+    @property
+    def near(self) -> str:
+        """The regions that are in it, in words."""
+        if places := self.places or _DUAL_REGIONS.get(self.location):
+            return " or ".join(places)
+        return self.region or f"one of {_MULTI_REGIONS.get(self.location, '')}..."
 
 
 def find_bucket(api: Api, name: str) -> Bucket | None:
@@ -152,10 +198,9 @@ def check_region(bucket: Bucket, region: str) -> None:
         UserError: they are not.
     """
     if not bucket.is_in(region):
-        near = bucket.region or "/".join(place.lower() for place in bucket.places or (bucket.location,))
         raise UserError(
-            f"gs://{bucket.name} lies in {near}, but the work would be done in {region}: all of its bytes would cross "
-            f"regions, which is slow and costs; choose --region={near}, or another bucket"
+            f"gs://{bucket.name} lies in {bucket.location.lower()}, but the work would be done in {region}: all of its "
+            f"bytes would cross regions, which is slow and costs; choose another --region ({bucket.near}), or bucket"
         )
 
 
@@ -165,35 +210,33 @@ def check_objects(api: Api, bucket: str) -> None:
     Raises:
         UserError: a permission is missing.
     """
-    found = api.get(f"{_BUCKETS}/{bucket}/iam/testPermissions", permissions=list(_OBJECTS))
-    if missing := [permission for permission in _OBJECTS if permission not in found.get("permissions", ())]:
-        raise UserError(
-            f"you lack {missing[0]} on gs://{bucket}: gcloud storage buckets add-iam-policy-binding gs://{bucket} "
-            "--member=user:YOU --role=roles/storage.objectAdmin"
-        )
+    found = api.get(f"{_BUCKETS}/{bucket}/iam/testPermissions", permissions=list(_BUCKET_PERMISSIONS))
+    for permission, role in _BUCKET_PERMISSIONS.items():
+        if permission not in found.get("permissions", ()):
+            raise UserError(
+                f"you lack {permission} on gs://{bucket}: gcloud storage buckets add-iam-policy-binding gs://{bucket} "
+                f"--member={api.member} --role={role}"
+            )
 
 
-def image_labels(api: Api, image: str) -> dict[str, str]:
-    """The labels of a container image in Artifact Registry.
+def image_labels(api: Api, image: str) -> dict[str, str] | None:
+    """The labels of a container image in Artifact Registry; of another registry None, and a line in the log.
 
     Raises:
-        UserError: it is not there, or of another registry.
+        UserError: it is not there.
     """
     named = _IMAGE.fullmatch(image)
     if named is None:
-        raise UserError(f"image {image} is not in Artifact Registry, as REGION-docker.pkg.dev/PROJECT/REPO/NAME:TAG")
+        _LOGGER.warning("WARNING: which versions image %s has could not be looked up: not in Artifact Registry", image)
+        return None
     host, name, tag, digest = named.groups()
     base = f"https://{host}/v2/{name}"
     try:
-        manifest = _manifest(api, base, digest or tag or "latest")
+        manifest = api.get(f"{base}/manifests/{digest or tag or 'latest'}", accept=_MANIFESTS)
         if "manifests" in manifest:  # one for each architecture
             platforms = {each["platform"]["architecture"]: each["digest"] for each in manifest["manifests"]}
-            manifest = _manifest(api, base, platforms["amd64"])
+            manifest = api.get(f"{base}/manifests/{platforms['amd64']}", accept=_MANIFESTS)
         config = api.get(f"{base}/blobs/{manifest['config']['digest']}")
     except (Refused, LookupError) as error:
         raise UserError(f"image {image} cannot be looked at: {error}; build it from docker/beam.Dockerfile") from error
     return config.get("config", {}).get("Labels") or {}
-
-
-def _manifest(api: Api, base: str, reference: str) -> dict[str, Any]:
-    return api.request("GET", f"{base}/manifests/{reference}", headers={"Accept": _MANIFESTS}).json()

@@ -42,7 +42,8 @@ class Project:
     """What APIs say of a project.
 
     Attributes:
-        permissions: that whoever asks has, in the project, on its service account and on its buckets.
+        permissions: that whoever asks has in the project, on its service account, and on its buckets.
+        disabled: APIs.
         roles: of the service account; None, where they are not to be seen.
         images: labels by name and tag.
         locations: of buckets, by name.
@@ -51,32 +52,51 @@ class Project:
 
     def __init__(self, *more):
         self.permissions = {
-            "dataflow.jobs.create", "dataflow.jobs.get", "iam.serviceAccounts.actAs", "storage.objects.create",
-            "storage.objects.delete", "storage.objects.get", "storage.objects.list",
+            "project": {
+                "dataflow.jobs.cancel", "dataflow.jobs.create", "dataflow.jobs.get", "dataflow.messages.list",
+                "dataflow.metrics.get",
+            },
+            "account": {"iam.serviceAccounts.actAs"},
+            "bucket": {
+                "storage.buckets.get", "storage.objects.create", "storage.objects.delete", "storage.objects.get",
+                "storage.objects.list",
+            },
         }  # fmt: skip
+        self.disabled = set()
         self.roles = ["roles/dataflow.worker"]
         self.locations = {"bucket": "US-CENTRAL1"}
         registry = Registry()
         self.images = registry.labels
         self.services = [
             Api(
-                "cloudresourcemanager", "v3", projects_testIamPermissions=self._test, projects_get=self._get,
+                "cloudresourcemanager", "v3", projects_testIamPermissions=self._test_project, projects_get=self._get,
                 projects_getIamPolicy=self._policy,
             ),
-            Api("iam", "v1", projects_serviceAccounts_testIamPermissions=self._test),
             Api(
-                "storage", "v1",
-                buckets_testIamPermissions=lambda found, body: self._test(found, found),
-                buckets_get=self._bucket,
+                "iam", "v1",
+                projects_serviceAccounts_testIamPermissions=lambda _, body: self._test("account", body["permissions"]),
+            ),
+            Api("serviceusage", "v1", services_batchGet=self._services),
+            Api(
+                "storage", "v1", buckets_get=self._bucket,
+                buckets_testIamPermissions=lambda found, _: self._test("bucket", found["permissions"]),
             ),
             registry,
             *more,
         ]  # fmt: skip
 
-    def _test(self, found, body):
-        if "projectsId" in found and found["projectsId"] not in (PROJECT, "-"):
+    def _test_project(self, found, body):
+        if found["projectsId"] != PROJECT:
             raise Refusal(403, f"The caller does not have permission on {found['projectsId']}", "PERMISSION_DENIED")
-        return {"permissions": [each for each in body["permissions"] if each in self.permissions]}
+        return self._test("project", body["permissions"])
+
+    def _test(self, what, asked):
+        return {"permissions": [each for each in asked if each in self.permissions[what]]}
+
+    def _services(self, found, body):
+        states = {True: "DISABLED", False: "ENABLED"}
+        names = {name: name.rpartition("/")[2] for name in found["names"]}
+        return {"services": [{"name": name, "state": states[own in self.disabled]} for name, own in names.items()]}
 
     def _get(self, found, body):
         return {"name": f"projects/{NUMBER}", "projectId": PROJECT}
@@ -89,7 +109,8 @@ class Project:
     def _bucket(self, found, body):
         if found["bucket"] not in self.locations:
             raise Refusal(404, "The specified bucket does not exist.", "NOT_FOUND")
-        return {"name": found["bucket"], "location": self.locations[found["bucket"]]}
+        location = self.locations[found["bucket"]]
+        return {"name": found["bucket"], "location": location, "softDeletePolicy": {"retentionDurationSeconds": "0"}}
 
     def refused(self):
         """What was asked of the APIs that they do not know."""

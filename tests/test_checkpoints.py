@@ -139,11 +139,19 @@ def test_of_a_remote_one_the_index_comes_last_and_goes_first(tmp_path, monkeypat
             checkpoints.save(2, network, optimizer, keep=1)
     assert checkpoints.steps() == [1]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    calls = iter(range(1, upload + 1))
+
+    def upload_or_die(local, path):
+        if next(calls) == upload:
+            raise Killed
+        original(local, path)
+
     with monkeypatch.context() as patch:
-        patch.setattr(files, "upload", upload_or_fail := lambda *_: (_ for _ in ()).throw(Killed))
-        patch.setattr(files, "remove_folder", lambda *_: None)
+        patch.setattr(files, "upload", upload_or_die)
+        patch.setattr(files, "remove_folder", lambda *_: None)  # nobody is left to clean up
         with pytest.raises(Killed):
             checkpoints.save(2, network, optimizer, keep=1)
+    assert checkpoints.steps() == [1]
     checkpoints.save(2, network, optimizer, keep=1)
     assert checkpoints.steps() == [2]
     removed = []

@@ -1,10 +1,13 @@
 """What is looked at and chosen before a job goes to Dataflow, with Google's APIs in doubles."""
 
+import copy
 import platform
 
 import pytest
 from apache_beam import version
 from apache_beam.options.pipeline_options import DebugOptions, GoogleCloudOptions, SetupOptions, WorkerOptions
+from apache_beam.runners.dataflow.dataflow_runner import DataflowRuntimeException
+from google.api_core.exceptions import Forbidden
 
 from beam_jobs import dataflow, runner
 from pipeline.errors import UsageError, UserError
@@ -29,17 +32,19 @@ def running(tmp_path_factory):
         project.locations |= {"far-away": "EUROPE-WEST4", "everywhere": "US"}
         for name, value in server.environment.items():
             patch.setenv(name, value)
+        patch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
         yield project
 
 
 @pytest.fixture
 def project(running):
     """A project in which all is as it should be, for a test to change."""
-    before = running.permissions.copy(), running.roles
+    before = copy.deepcopy(running.permissions), running.roles
     running.images.clear()
     running.images[NAME] = LABELS
     yield running
     running.permissions, running.roles = before
+    running.disabled = set()
     assert running.refused() == []
 
 
@@ -76,14 +81,15 @@ def test_what_is_said_is_left(project):
     assert (worker.machine_type, worker.max_num_workers) == ("n2-highcpu-16", 3)
     assert options.view_as(DebugOptions).number_of_worker_harness_threads == 7
     assert options.view_as(SetupOptions).setup_file == "/x/setup.py"
-    assert cloud.labels[0] == "team=a"
+    assert cloud.labels[-1] == "team=a"  # the last of a name is taken
     assert dataflow.cores(options) == 48
 
 
-def test_an_image_of_the_same_versions(project):
+def test_an_image_of_the_same_versions(project, caplog):
     assert IMAGE in dataflow.describe(prepared(f"--sdk_container_image={IMAGE}"))
     beams = f"apache/beam_python{PYTHON}_sdk:{version.__version__}"
-    prepared(f"--sdk_container_image={beams}")
+    options = prepared(f"--sdk_container_image={beams}")
+    assert options.view_as(SetupOptions).setup_file.endswith("/setup.py")  # which it has not
     project.images[NAME] = {**LABELS, "org.koalarization.beam": "2.50.0"}
     with pytest.raises(
         UserError, match=f"image {IMAGE} has Beam 2.50.0 and Python {PYTHON}, this program has Beam 2.7"
@@ -96,8 +102,8 @@ def test_an_image_of_the_same_versions(project):
         prepared(f"--sdk_container_image={IMAGE}")
     with pytest.raises(UserError, match="image .*:none cannot be looked at: .* 404.*; build it from docker/"):
         prepared(f"--sdk_container_image={IMAGE.replace(':main', ':none')}")
-    with pytest.raises(UserError, match="image mine is not in Artifact Registry"):
-        prepared("--sdk_container_image=mine")
+    prepared("--sdk_container_image=mine")
+    assert "which versions image mine has could not be looked up" in caplog.text
 
 
 def test_another_region_is_refused(project):
@@ -109,40 +115,77 @@ def test_another_region_is_refused(project):
         prepared("--region=europe-west4", output=OUTPUT)
     with pytest.raises(UserError, match="gs://everywhere lies in us, but the work would be done in europe-west4"):
         prepared("--region=europe-west4", output="gs://far-away/data", paths=["gs://everywhere/photos"])
-    with pytest.raises(UsageError, match="--region is missing: .* near gs://everywhere/data"):
+    with pytest.raises(UsageError, match="--region is missing: .* near to gs://everywhere/data"):
         prepared(output="gs://everywhere/data")
     with pytest.raises(UserError, match="there is no bucket gs://no-bucket; make it: gcloud storage buckets create"):
         prepared(output="gs://no-bucket/data")
 
 
 @pytest.mark.parametrize(
-    ("permission", "said"),
+    ("what", "permission", "said"),
     [
         (
+            "project",
             "dataflow.jobs.create",
-            "you lack dataflow.jobs.create in project a-project, which roles/dataflow.developer has",
+            "in project a-project, which roles/dataflow.developer has: gcloud projects",
         ),
         (
-            "storage.objects.create",
-            "you lack storage.objects.create on gs://bucket: gcloud storage buckets add-iam-pol",
+            "project",
+            "dataflow.messages.list",
+            "in project a-project, which roles/dataflow.developer has: gcloud projects",
         ),
-        ("iam.serviceAccounts.actAs", "you lack iam.serviceAccounts.actAs on 123456789-compute@.*serviceAccountUser"),
+        ("bucket", "storage.objects.create", "on gs://bucket: gcloud storage .* --role=roles/storage.objectAdmin"),
+        ("bucket", "storage.buckets.get", "on gs://bucket: gcloud storage .* --role=roles/storage.legacyBucketReader"),
+        ("account", "iam.serviceAccounts.actAs", "on 123456789-compute@.*--role=roles/iam.serviceAccountUser"),
     ],
 )
-def test_a_missing_permission_is_named_with_the_role_that_has_it(project, permission, said):
-    project.permissions -= {permission}
-    with pytest.raises(UserError, match=said):
+def test_a_missing_permission_is_named_with_the_role_that_has_it(project, what, permission, said):
+    project.permissions[what] -= {permission}
+    with pytest.raises(UserError, match=f"you lack {permission} {said}"):
         prepared()
 
 
-def test_a_service_account_without_a_role_is_refused_if_that_can_be_seen(project, caplog):
+def test_an_api_that_is_not_enabled(project):
+    project.disabled = {"dataflow.googleapis.com"}
+    with pytest.raises(
+        UserError, match="dataflow.googleapis.com is not enabled: gcloud services enable dataflow.google"
+    ):
+        prepared()
+
+
+def test_a_service_account_without_a_role_is_warned_of_if_that_can_be_seen(project, caplog):
     project.roles = ["roles/viewer"]
-    with pytest.raises(UserError, match="as whom the workers run, lacks roles/dataflow.worker in project a-project"):
-        prepared()
+    prepared()
+    assert "as whom the machines run, has not roles/dataflow.worker in project a-project" in caplog.text
     project.roles = None
     caplog.set_level("INFO")
     prepared()
     assert "has roles/dataflow.worker could not be looked up" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("machine", "cores"),
+    [
+        ("e2-standard-4", 4), ("n2-custom-8-16384", 8), ("custom-4-8192", 4), ("n2-custom-6-98304-ext", 6),
+        ("c3-standard-22-lssd", 22), ("a2-highgpu-1g", None), ("e2-medium", None), ("g2-standard-12", None),
+    ],
+)  # fmt: skip
+def test_the_cores_of_a_machine(machine, cores):
+    assert dataflow.machine_cores(machine) == cores
+
+
+def test_what_beam_would_refuse_when_it_is_late(project):
+    with pytest.raises(UsageError, match="Invalid job_name .*My_Job"):
+        prepared("--job_name=My_Job")
+    with pytest.raises(UsageError, match="--temp_location=gs://mine is no directory of a bucket"):
+        prepared("--temp_location=gs://mine")
+    with pytest.raises(
+        UserError, match="gs://far-away lies in europe-west4, but the work would be done in us-central1"
+    ):
+        prepared("--temp_location=gs://far-away/x")
+    assert prepared("--num_workers=100").view_as(WorkerOptions).max_num_workers == 100
+    with pytest.raises(UsageError, match="--max_num_workers is missing: how many cores e2-medium has its name"):
+        prepared("--machine_type=e2-medium")
 
 
 def test_another_project_and_what_cannot_be_reached(project):
@@ -158,9 +201,70 @@ def test_another_project_and_what_cannot_be_reached(project):
         prepared(needs_image=True)
     with pytest.raises(UsageError, match="'preprocess' has no template"):
         prepared("--template_location=gs://bucket/t", needs_image=True)
+    with pytest.raises(UsageError, match="--sdk_container_image is missing: the workers need this package"):
+        prepared("--template_location=gs://bucket/t")
+    with pytest.raises(UsageError, match="--template_location=gs://bucket/t is for --runner=DataflowRunner"):
+        runner.parse_options(["--template_location=gs://bucket/t"])
 
 
 def test_without_a_project(project):
     options = runner.parse_options(["--runner=DataflowRunner"])
     with pytest.raises(UsageError, match="--project is missing"):
         dataflow.prepare(options, "preprocess", OUTPUT, [], 1)
+
+
+class Result:
+    """A job of which the service answers as a test says."""
+
+    def __init__(self, *answers, cancel=None, state="FAILED"):
+        self._answers, self._cancel, self.state = iter(answers), cancel, state
+
+    def job_id(self):
+        return "a-job"
+
+    def wait_until_finish(self):
+        if isinstance(answer := next(self._answers), BaseException):
+            raise answer
+        return answer
+
+    def cancel(self):
+        if self._cancel:
+            raise self._cancel
+        self.state = "CANCELLED"
+
+
+def test_a_service_that_does_not_answer_is_asked_again(project, monkeypatch):
+    monkeypatch.setattr(dataflow, "_PAUSE_SECONDS", 0.0)
+    options = prepared()
+    assert dataflow.wait(Result(AssertionError(), AssertionError(), "DONE"), options) == "DONE"
+    with pytest.raises(
+        UserError, match="the job was lost sight of, and goes on: https://console.*a-job.project=a-proj"
+    ):
+        dataflow.wait(Result(*[AssertionError() for _ in range(100)]), options)
+
+
+def test_a_wait_that_is_broken_off_cancels_the_job_or_says_that_it_goes_on(project, caplog):
+    options = prepared()
+    result = Result(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        dataflow.wait(result, options)
+    assert result.state == "CANCELLED"
+    assert "could not be cancelled" not in caplog.text
+    with pytest.raises(KeyboardInterrupt):
+        dataflow.wait(Result(KeyboardInterrupt(), cancel=OSError("no route")), options)
+    assert "the job could not be cancelled (no route); it goes on, and costs" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (DataflowRuntimeException("failed:\nbecause", Result()), "the job failed on Dataflow: because; its console"),
+        (DataflowRuntimeException("failed:\nNone", Result()), "the job failed on Dataflow: it does not say why; its"),
+        (DataflowRuntimeException("x", Result(state="CANCELLED")), "the job was cancelled; give the command again"),
+        (Forbidden("no quota\nfor it"), "Dataflow cannot be given the job, or be asked about it: 403 no quota for it"),
+        (OSError("Could not upload"), "Dataflow cannot be given the job, or be asked about it: Could not upload"),
+        (KeyError("a bug"), "None"),
+    ],
+)
+def test_errors_on_the_way_are_one_line(error, said):
+    assert str(dataflow.explain(error)).startswith(said)

@@ -138,22 +138,27 @@ def test_a_job_whose_command_is_interrupted_is_cancelled(cloud):
 def test_a_template_is_written_down_for_dataflow_as_its_launcher_asks(cloud):
     """Launchers may do less than people: they create no jobs and use no accounts."""
     submitted = len(cloud.dataflow.jobs)
-    cloud.project.permissions -= {"dataflow.jobs.create", "iam.serviceAccounts.actAs"}
+    cloud.project.permissions |= {"project": set(), "account": set()}
+    image = f"us-central1-docker.pkg.dev/{PROJECT}/koalarization/beam:main"
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    labels = {"org.koalarization.beam": version.__version__, "org.koalarization.python": python}
+    cloud.project.images[image.partition("/")[2]] = labels
     metadata = json.loads(Path("docker/preprocess_template.json").read_text())
     values = {
         "sources": "places365:gs://bucket/archives/val_256.tar imagenet:gs://bucket/archives/ILSVRC2012_img_train.tar",
         "output": "gs://bucket/templated", "config": "configs/demo.py", "overwrite": "true",
-        "settings": "dataset.layout=compact seed=7", "max_reject_fraction": "0.25",
+        "settings": "dataset.layout=compact seed=7", "max_reject_fraction": "0.25", "sdk_container_image": image,
     }  # fmt: skip
     assert values.keys() == {each["name"] for each in metadata["parameters"]}
     for each in metadata["parameters"]:
         assert all(re.fullmatch(regex, values[each["name"]]) for regex in each["regexes"])
     command = [
-        sys.executable, "-m", "beam_jobs.template", *(f"--{name}={value}" for name, value in values.items()),
+        sys.executable, "docker/template.py", *(f"--{name}={value}" for name, value in values.items()),
         "--runner=DataflowRunner", f"--project={PROJECT}", "--region=us-central1", "--job_name=a-template",
         "--temp_location=gs://bucket/t", "--staging_location=gs://bucket/s", "--template_location=gs://bucket/job.json",
     ]  # fmt: skip
-    result = subprocess.run(command, env={**os.environ, **cloud.environment}, capture_output=True, text=True)
+    environment = {**os.environ, **cloud.environment, "PYTHONPATH": os.getcwd()}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "the job is written down in gs://bucket/job.json" in result.stderr
     assert len(cloud.dataflow.jobs) == submitted

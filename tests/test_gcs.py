@@ -1,4 +1,5 @@
 import concurrent.futures
+import gc
 import io
 import json
 import random
@@ -6,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from google.cloud.storage import fileio
 
 from beam_jobs import gcs, read_ahead, sources, storage
-from pipeline.errors import UserError
+from pipeline.errors import UsageError, UserError
 from tests import cloud_storage, helpers
 from tests.programs import error_of, run_preprocess
 
@@ -82,6 +84,28 @@ def test_a_write_that_fails_leaves_what_was_there(cloud, monkeypatch):
         storage.create("gs://no-bucket/a") as file,
     ):
         file.write(b"content")
+
+
+def test_a_write_that_fails_is_not_finished_by_what_collects_garbage(cloud, monkeypatch):
+    """Not even if the upload cannot be ended, as in an outage that ends soon after."""
+    monkeypatch.setattr(gcs, "_CHUNK_BYTES", 256 << 10)
+
+    def fail():
+        with storage.create(f"gs://{BUCKET}/half") as file:
+            file.write(bytes(300 << 10))
+            monkeypatch.setattr(fileio.BlobWriter, "terminate", lambda self: 1 / 0)
+            raise OSError("a source is gone")
+
+    with pytest.raises(UserError, match="a source is gone"):
+        fail()
+    gc.collect()
+    assert storage.names(f"gs://{BUCKET}") == set()
+
+
+def test_names_of_buckets(cloud):
+    for path in ("gs:///x", "gs://-bad/x", "gs://", "gs://Bucket/x"):
+        with pytest.raises(UsageError, match=f"{path} names no bucket"):
+            storage.absolute(path)
 
 
 def test_a_large_file_is_read_and_written_piece_by_piece(cloud, monkeypatch):
@@ -161,7 +185,7 @@ def test_without_credentials_a_job_says_how_to_get_some(cloud, monkeypatch, tmp_
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     assert run_preprocess("--source=images:gs://bucket/photos", f"--output={tmp_path}/out") == 1
-    assert "gs://bucket/photos needs credentials of Google Cloud: " in (line := error_of(capsys))
+    assert "gs://bucket/photos: Google Cloud needs credentials: " in (line := error_of(capsys))
     assert "gcloud auth application-default login" in line
     assert not cloud.requests
 

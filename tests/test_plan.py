@@ -94,6 +94,6 @@ def test_a_glance_takes_the_beginning_of_archives_for_the_rest(pictures, monkeyp
             (sum(about.listed.values()), sum(whole.listed.values())),
             (about.source_bytes, whole.source_bytes),
         ):
-            assert 0.5 < found / expected < 2
+            assert 0.3 < found / expected < 3  # classes are of pictures of other sizes
     tree = plan.make_plan([parse_source(f"images:{pictures}/held_out")], spec, glance=True)
     assert sum(tree.listed.values()) == 8
