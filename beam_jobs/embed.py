@@ -30,7 +30,6 @@ from pipeline.manifest import Manifest
 from trainer import devices, models
 
 _LOGGER = logging.getLogger("beam_jobs.embed")
-_UNITS = 256  # of work, as many as most datasets have shards
 
 
 def main(argv: Sequence[str]) -> None:
@@ -43,7 +42,10 @@ def main(argv: Sequence[str]) -> None:
     cli.require(values, "data")
     options = runner.parse_options(rest)
     directory = storage.absolute(values.data)
-    runner.prepare(options, "embed", directory, [], _UNITS, needs_image=True)
+    runner.check_credentials(options, directory)
+    shards = sum(len(split.shards) for split in manifest.read(directory, storage.open_binary).splits.values())
+    weights = values.config.model.feature_weights or ""
+    runner.prepare(options, "embed", directory, [weights] if "://" in weights else [], shards, needs_image=True)
     runner.check_servers(options)
     embed(directory, values.config, options, values.overwrite)
 

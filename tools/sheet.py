@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from pipeline import cli, color, files, image
 from pipeline.errors import UserError, one_line
+from pipeline.rejects import RejectedImage
 
 _TILE = 224
 _MARGIN = 8
@@ -27,11 +28,8 @@ def main(argv: Sequence[str]) -> None:
     cli.parse(values, argv, __doc__)
     cli.require(values, "truth", "colorized", "output")
     rows = []
-    for path in sorted(files.names(values.truth)):
-        name, form = os.path.splitext(path)
-        if form == ".png":
-            truth, colorized = (read(os.path.join(folder, path)) for folder in (values.truth, values.colorized))
-            rows.append((name, truth, colorized))
+    for path, name in files.find(os.path.join(values.truth, "*.png")):
+        rows.append((os.path.splitext(name)[0], read(path), read(os.path.join(values.colorized, name))))
     files.write(values.output, image.encode_png(np.asarray(draw(rows))))
 
 
@@ -43,7 +41,7 @@ def read(path: str) -> np.ndarray:
     """
     try:
         return image.decode(files.read(path))
-    except OSError as error:
+    except (OSError, RejectedImage) as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}; colorize it first") from error
 
 

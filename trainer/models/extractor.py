@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from pipeline import files
 from pipeline.errors import UserError, one_line
+from trainer.files import reading
 from trainer.models import slim
 from trainer.models.initial import draw_weights
 
@@ -105,15 +106,18 @@ def create(weights: str | None, classes: int) -> keras.Model:
     """
     if weights in (None, IMAGENET):
         return _build(weights, classes, f"feature weights '{weights}'")
-    if slim.is_checkpoint(weights):
-        model = create(None, classes)
-        slim.load(model, weights)
-        return model
-    if not (files.exists(weights) if "://" in weights else os.path.isfile(weights)):
-        raise UserError(f"model.feature_weights is '{weights}', which is no file; name a weights file, or '{IMAGENET}'")
-    advice = f" with {classes} classes, or set model.feature_classes to those that it has"
-    with files.local_file(weights) as path:
-        return _build(path, classes, f"feature weights '{weights}'", advice)
+    with reading(f"feature weights '{weights}'"):
+        if slim.is_checkpoint(weights):
+            model = create(None, classes)
+            slim.load(model, weights)
+            return model
+        if not (files.exists(weights) if "://" in weights else os.path.isfile(weights)):
+            raise UserError(
+                f"model.feature_weights is '{weights}', which is no file; name a weights file, or '{IMAGENET}'"
+            )
+        advice = f" with {classes} classes, or set model.feature_classes to those that it has"
+        with files.local_file(weights) as path:
+            return _build(path, classes, f"feature weights '{weights}'", advice)
 
 
 def _build(weights: str | None, classes: int, name: str, advice: str = "") -> keras.Model:
