@@ -3,7 +3,7 @@
 Options that are given are left as they are.
 """
 
-import datetime
+import hashlib
 import logging
 import math
 import platform
@@ -22,6 +22,7 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 from apache_beam.runners.dataflow.dataflow_runner import DataflowRunner, DataflowRuntimeException
+from apache_beam.runners.dataflow.internal.apiclient import DataflowJobAlreadyExistsError
 from apache_beam.runners.runner import PipelineResult, PipelineState
 from google.api_core.exceptions import GoogleAPICallError
 from google.auth.exceptions import GoogleAuthError
@@ -85,6 +86,10 @@ def prepare(
         raise UsageError(f"--region is missing: where the job is to run; as near to {output} as there is one")
     for bucket in buckets.values():
         checks.check_region(bucket, cloud.region)
+    # Dataflow runs no two jobs of one name at a time: none that writes where another does, whoever asked for that.
+    cloud.job_name = (
+        cloud.job_name or f"koalarization-{job}-{hashlib.blake2b(output.encode(), digest_size=5).hexdigest()}"
+    )
     _choose(options, job, units)
     if not cloud.template_location:  # it is then Dataflow's launcher who asks, and the job is there already
         checks.check_permissions(api, cloud.project, dict.fromkeys(_USER_PERMISSIONS, "roles/dataflow.developer"))
@@ -111,7 +116,6 @@ def _check_paths(options: PipelineOptions, job: str, output: str, paths: list[st
 def _choose(options: PipelineOptions, job: str, units: int) -> None:
     cloud, worker = options.view_as(GoogleCloudOptions), options.view_as(WorkerOptions)
     debug = options.view_as(DebugOptions)
-    cloud.job_name = cloud.job_name or f"koalarization-{job}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     version = re.sub(r"[^a-z0-9_-]", "_", beam_version.__version__)
     cloud.labels = ["application=koalarization", f"job={job}", f"beam={version}", *(cloud.labels or [])]
     worker.machine_type = worker.machine_type or _MACHINE
@@ -225,6 +229,10 @@ def explain(error: Exception) -> UserError | None:
         said = str(error).strip().splitlines()[-1]
         why = "it does not say why" if said == "None" else said
         return UserError(f"the job failed on Dataflow: {why}; its console, named above, has the log")
+    if isinstance(error, DataflowJobAlreadyExistsError):
+        return UserError(
+            f"a job writes there already: {one_line(error).partition(' If you want')[0]} Wait for it, or cancel it"
+        )
     if isinstance(error, (GoogleAPICallError, GoogleAuthError, OSError, RuntimeError)):
         return UserError(f"Dataflow cannot be given the job, or be asked about it: {one_line(error)}; try again")
     return None

@@ -334,13 +334,8 @@ def local_folder(path: str) -> Iterator[str]:
     Raises:
         OSError: it cannot be read.
     """
-    if "://" not in path:
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as copies:
-        for name in names(path):
-            _download(os.path.join(path, name), os.path.join(copies, name))
-        yield copies
+    with contextlib.nullcontext(path) if "://" not in path else _copies(path, names(path)) as folder:
+        yield folder
 
 
 @contextlib.contextmanager
@@ -350,18 +345,19 @@ def local_file(path: str) -> Iterator[str]:
     Raises:
         OSError: it cannot be read.
     """
-    if "://" not in path:
-        yield path
-        return
+    folder, name = os.path.split(path)
+    with contextlib.nullcontext(folder) if "://" not in path else _copies(folder, [name]) as near:
+        yield os.path.join(near, name)
+
+
+@contextlib.contextmanager
+def _copies(folder: str, chosen: Iterable[str]) -> Iterator[str]:
+    """A local folder with copies of some files of a remote one."""
     with tempfile.TemporaryDirectory() as copies:
-        copy = os.path.join(copies, os.path.basename(path))
-        _download(path, copy)
-        yield copy
-
-
-def _download(path: str, local: str) -> None:
-    with open_binary(path) as source, open(local, "wb") as copy:
-        shutil.copyfileobj(source, copy, _ASKED_BYTES)
+        for name in chosen:
+            with open_binary(os.path.join(folder, name)) as source, open(os.path.join(copies, name), "wb") as copy:
+                shutil.copyfileobj(source, copy, _ASKED_BYTES)
+        yield copies
 
 
 def remove_folder(path: str, first: str = "") -> None:

@@ -32,6 +32,7 @@ assert result.wait_until_finish() in (None, "DONE")
 counters = result.metrics().query(MetricsFilter().with_namespace("pictures"))["counters"]
 print(json.dumps({counter.key.metric.name: counter.result for counter in counters}))
 """
+_ACTIVE = ("JOB_STATE_PENDING", "JOB_STATE_RUNNING")
 
 
 class Dataflow(Api):
@@ -56,6 +57,8 @@ class Dataflow(Api):
         self._counters = {}
 
     def _create(self, found, job):
+        if self.jobs and self.jobs[-1]["name"] == job["name"] and self._state in _ACTIVE:
+            return {**self._describe(), "clientRequestId": self.jobs[-1]["clientRequestId"]}
         self.jobs.append(job)
         self._state = "JOB_STATE_PENDING"
         threading.Thread(target=self._run, args=(job,), daemon=True).start()

@@ -135,6 +135,22 @@ def test_a_job_whose_command_is_interrupted_is_cancelled(cloud):
     assert body["requestedState"] in (5, "JOB_STATE_CANCELLED")
 
 
+def test_a_job_whose_command_was_killed_goes_on_and_no_other_writes_there(cloud):
+    cloud.dataflow.failure = ""
+    submitted = len(cloud.dataflow.jobs)
+    process = start(cloud, "--output=gs://bucket/killed")
+    until(lambda: len(cloud.dataflow.jobs) > submitted)
+    process.kill()
+    process.communicate()
+    status, _, told = submit(cloud, "--output=gs://bucket/killed")
+    assert status == 1
+    line = told.splitlines()[-1]
+    assert line.startswith(
+        "error: a job writes there already: There is already active job named koalarization-preprocess"
+    )
+    assert line.endswith("with id: a-job. Wait for it, or cancel it")
+
+
 def test_a_template_is_written_down_for_dataflow_as_its_launcher_asks(cloud):
     """Launchers may do less than people: they create no jobs and use no accounts."""
     submitted = len(cloud.dataflow.jobs)
