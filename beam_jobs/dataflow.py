@@ -75,22 +75,8 @@ def prepare(
     cloud.temp_location = cloud.temp_location or f"{output}/job/dataflow"
     cloud.staging_location = cloud.staging_location or cloud.temp_location
     checks.check_services(api, cloud.project, _SERVICES)
-    written = {gcs.split(path)[0] for path in (output, cloud.temp_location, cloud.staging_location)}
-    for name in sorted(written):
-        checks.check_objects(api, name)
-    read = {gcs.split(path)[0] for path in paths}
-    buckets = {name: found for name in sorted(written | read) if (found := checks.find_bucket(api, name))}
-    own = buckets.get(gcs.split(output)[0])
-    cloud.region = cloud.region or (own and own.region)
-    if not cloud.region:
-        raise UsageError(f"--region is missing: where the job is to run; as near to {output} as there is one")
-    for bucket in buckets.values():
-        checks.check_region(bucket, cloud.region)
-    # Dataflow runs no two jobs of one name at a time: none that writes where another does, whoever asked for that.
-    cloud.job_name = (
-        cloud.job_name or f"koalarization-{job}-{hashlib.blake2b(output.encode(), digest_size=5).hexdigest()}"
-    )
-    _choose(options, job, units)
+    _check_buckets(api, cloud, output, paths)
+    _choose(options, job, output, units)
     if not cloud.template_location:  # it is then Dataflow's launcher who asks, and the job is there already
         checks.check_permissions(api, cloud.project, dict.fromkeys(_USER_PERMISSIONS, "roles/dataflow.developer"))
         account = cloud.service_account_email or checks.default_account(api, cloud.project)
@@ -113,9 +99,27 @@ def _check_paths(options: PipelineOptions, job: str, output: str, paths: list[st
             raise UsageError(f"--{name}={path} is no directory of a bucket; name one as gs://BUCKET/DIRECTORY")
 
 
-def _choose(options: PipelineOptions, job: str, units: int) -> None:
+def _check_buckets(api: Api, cloud: GoogleCloudOptions, output: str, paths: list[str]) -> None:
+    """Looks at all buckets of a job, and takes the region of its output's, if none is said."""
+    written = {gcs.split(path)[0] for path in (output, cloud.temp_location, cloud.staging_location)}
+    for name in sorted(written):
+        checks.check_objects(api, name)
+    read = {gcs.split(path)[0] for path in paths}
+    buckets = {name: found for name in sorted(written | read) if (found := checks.find_bucket(api, name))}
+    own = buckets.get(gcs.split(output)[0])
+    cloud.region = cloud.region or (own and own.region)
+    if not cloud.region:
+        raise UsageError(f"--region is missing: where the job is to run; as near to {output} as there is one")
+    for bucket in buckets.values():
+        checks.check_region(bucket, cloud.region)
+
+
+def _choose(options: PipelineOptions, job: str, output: str, units: int) -> None:
     cloud, worker = options.view_as(GoogleCloudOptions), options.view_as(WorkerOptions)
     debug = options.view_as(DebugOptions)
+    # Dataflow runs no two jobs of one name at a time: none that writes where another does, whoever asked for that.
+    place = hashlib.blake2b(output.encode(), digest_size=5).hexdigest()
+    cloud.job_name = cloud.job_name or f"koalarization-{job}-{place}"
     version = re.sub(r"[^a-z0-9_-]", "_", beam_version.__version__)
     cloud.labels = ["application=koalarization", f"job={job}", f"beam={version}", *(cloud.labels or [])]
     worker.machine_type = worker.machine_type or _MACHINE
