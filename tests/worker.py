@@ -51,7 +51,7 @@ def write_down_batches(path):
 MOMENTS = {  # a step, a batch of validation, and before and after a checkpoint comes to its place
     "train": (Steps, "train"),
     "validate": (Steps, "validate"),
-    "rename": (tf.io.gfile, "rename"),
+    "rename": (os, "rename"),
     "record": (Checkpoints, "record"),
 }
 
