@@ -39,9 +39,9 @@ _THREADS = 2  # of each process, of which a worker has one for each core: one re
 _MOST_WORKERS = 50
 _BEAM_IMAGE = re.compile(r"(?:.*/)?beam_python(\d+\.\d+)_sdk:([\w.]+)")
 _SERVICES = ("compute.googleapis.com", "dataflow.googleapis.com", "storage.googleapis.com")
-_JOBS = ("dataflow.jobs.cancel", "dataflow.jobs.create", "dataflow.jobs.get")
 _USER_PERMISSIONS = dict.fromkeys(
-    (*_JOBS, "dataflow.messages.list", "dataflow.metrics.get"), "roles/dataflow.developer"
+    [f"dataflow.{each}" for each in ("jobs.cancel", "jobs.create", "jobs.get", "messages.list", "metrics.get")],
+    "roles/dataflow.developer",
 )
 _WORKER_ROLES = ("roles/dataflow.worker", "roles/editor", "roles/owner")
 _LOOKS, _PAUSE_SECONDS = 20, 30.0  # for a job of which the service does not tell
@@ -78,7 +78,7 @@ def prepare(
     _check_buckets(api, cloud, output, paths)
     _choose(options, job, output, units)
     if not cloud.template_location:  # it is then Dataflow's launcher who asks, and the job is there already
-        checks.check_permissions(api, cloud.project, dict.fromkeys(_USER_PERMISSIONS, "roles/dataflow.developer"))
+        checks.check_permissions(api, cloud.project, _USER_PERMISSIONS)
         account = cloud.service_account_email or checks.default_account(api, cloud.project)
         checks.check_account(api, account)
         checks.look_for_role(api, cloud.project, account, _WORKER_ROLES)
@@ -158,9 +158,8 @@ def _bring_code(api: Api, options: PipelineOptions, job: str, needs_image: bool)
 def machine_cores(machine: str) -> int | None:
     """The cores of a type of machine, by its name: 4 of e2-standard-4; None, where that does not say."""
     custom = re.search(r"(?:^|-)custom-(\d+)-\d+(?:-ext)?$", machine)
-    named = custom or re.fullmatch(
-        r"(?!a\d|g\d)[a-z0-9-]+-(\d+)(?:-[a-z]+)?", machine
-    )  # those have GPUs in their names
+    # Those of a kind with GPUs, as a2 and g2, count these in their names.
+    named = custom or re.fullmatch(r"(?!a\d|g\d)[a-z0-9-]+-(\d+)(?:-[a-z]+)?", machine)
     return int(named[1]) if named else None
 
 

@@ -8,7 +8,6 @@ two minutes.
 
 import contextlib
 import functools
-import io
 import re
 from collections.abc import Iterator
 from datetime import datetime
@@ -18,7 +17,9 @@ from apache_beam.io.filesystem import FileSystem
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
+from beam_jobs.positioned import Positioned
 from pipeline.errors import UserError
+from pipeline.files import WILDCARD
 
 if TYPE_CHECKING:
     from google.cloud.storage import Blob, Client
@@ -28,7 +29,6 @@ SCHEME = "gs://"
 _CONNECTIONS = 512  # that may be kept open: more than a machine has threads that read
 _CHUNK_BYTES = 16 << 20  # at most in one request; a writer and a reader keep this much
 _FIRST_BYTES = 64 << 10  # that a reader asks for after a leap
-_WILDCARDS = re.compile(r"[*?\[]")
 
 
 class Status(NamedTuple):
@@ -96,7 +96,7 @@ def abandon(writer: "BlobWriter") -> None:
         writer._buffer.close()  # else what collects garbage would finish the upload
 
 
-class ObjectReader(io.RawIOBase):
+class ObjectReader(Positioned):
     """An object that is read from front to back, or here and there.
 
     What is asked for at a time grows as long as the reader goes on, past gaps as those between the headers of an
@@ -104,38 +104,17 @@ class ObjectReader(io.RawIOBase):
     """
 
     def __init__(self, path: str):
-        super().__init__()
         found = _blob(path)
         found.reload()
-        self._size: int = found.size
+        super().__init__(found.size)
         # From here on it is this generation that is read, or none, whatever is written meanwhile.
         self._blob = found.bucket.blob(found.name, generation=found.generation)
-        self._position = 0
         self._buffer, self._start = b"", 0
         self._step = _FIRST_BYTES // 2
 
-    def readable(self) -> bool:
-        """Whether `read` will do."""
-        return True
-
-    def seekable(self) -> bool:
-        """Whether `seek` will do."""
-        return True
-
-    def tell(self) -> int:
-        """The position, in bytes."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves the position, and asks for nothing."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
     def read(self, size: int = -1) -> bytes:
         """So many bytes, or all that are left."""
-        left = max(0, self._size - self._position)
-        pieces, wanted = [], left if size < 0 else min(size, left)
+        pieces, wanted = [], self._wanted(size)
         while wanted:
             piece = self._some(wanted)
             pieces.append(piece)
@@ -213,7 +192,7 @@ def match(pattern: str) -> Iterator[tuple[str, int]]:
     Raises:
         re.error: the pattern cannot be understood.
     """
-    wildcard = _WILDCARDS.search(pattern)
+    wildcard = WILDCARD.search(pattern)
     bucket, prefix = split(pattern[: wildcard.start()] if wildcard else pattern)
     matches = re.compile(FileSystem.translate_pattern(pattern)).match
     for blob in _client().list_blobs(bucket, prefix=prefix, fields="items(name,size),nextPageToken"):

@@ -17,10 +17,10 @@ from apache_beam.io.filesystem import FileSystem
 
 from beam_jobs import storage, tar
 from pipeline.errors import UsageError, UserError, one_line
+from pipeline.files import WILDCARD
 from pipeline.manifest import FILE_NAME
 
 _COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
-_WILDCARDS = re.compile(r"[*?\[]")
 
 
 class ImageRef(NamedTuple):
@@ -267,7 +267,7 @@ def _list_files(part: Part) -> Iterator[tuple[str, str, int, int]]:
         for member in _list_archive(part):
             yield member.name, path, member.offset, member.length
         return
-    wildcard = None if _is_folder(path) else _WILDCARDS.search(path)
+    wildcard = None if _is_folder(path) else WILDCARD.search(path)
     folder = os.path.dirname(path[: wildcard.start()]) if wildcard else path
     for file_path, length in _list_tree(part.source):
         base = os.path.dirname(path) if file_path == path else folder
@@ -310,7 +310,7 @@ def _list_tree(source: Source) -> Iterator[tuple[str, int]]:
         yield path, _size(path)
         return
     try:
-        if "://" in path and not _WILDCARDS.search(path):
+        if "://" in path and not WILDCARD.search(path):
             if storage.is_object(path):
                 yield path, storage.stat(path).size
                 return

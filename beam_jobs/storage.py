@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import re
-import uuid
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -14,15 +13,11 @@ from apache_beam.io.filesystems import FileSystems
 from beam_jobs import gcs, write_behind
 from pipeline import tfrecord
 from pipeline.errors import UsageError, UserError, one_line
+from pipeline.files import TEMPORARY, temporary_name
 from pipeline.manifest import FILE_NAME, FileInfo, Manifest
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _GLANCE = 1000  # files
-_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")
-
-
-def _temporary(path: str) -> str:
-    return f"{path}.{uuid.uuid4().hex}.tmp"
 
 
 @contextlib.contextmanager
@@ -60,7 +55,7 @@ def _create_object(path: str) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _create_aside(path: str, folder: str | None) -> Iterator[BinaryIO]:
-    temporary = _temporary(path if folder is None else FileSystems.join(folder, "new"))
+    temporary = temporary_name(path if folder is None else FileSystems.join(folder, "new"))
     try:
         with _open_new(temporary) as file:
             yield file
@@ -197,7 +192,7 @@ def make_directory(path: str) -> None:
     Raises:
         UserError: it cannot be created, or written to.
     """
-    probe = _temporary(FileSystems.join(path, "probe"))
+    probe = temporary_name(FileSystems.join(path, "probe"))
     try:
         if gcs.is_path(path):  # there, it need not be created
             with _create_object(probe):
@@ -354,5 +349,5 @@ def delete(path: str) -> None:
 def delete_temporaries(directory: str) -> None:
     """Deletes what `create` left in a directory when its process was killed."""
     for name in names(directory):
-        if _TEMPORARY.search(name):
+        if TEMPORARY.search(name):
             delete(FileSystems.join(directory, name))

@@ -4,10 +4,11 @@ An archive inside an archive (ImageNet's train tar holds a tar per class) is a b
 itself.
 """
 
-import io
 import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
+
+from beam_jobs.positioned import Positioned
 
 SUFFIX = ".tar"
 _BLOCK_BYTES = 512
@@ -27,30 +28,16 @@ class Member(NamedTuple):
         return self.name.endswith(SUFFIX)
 
 
-class _Window(io.RawIOBase):
+class _Window(Positioned):
     """A byte range of a seekable file as a file of its own."""
 
     def __init__(self, file: BinaryIO, start: int, length: int):
-        self._file, self._start, self._length, self._position = file, start, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
-        self._position = base + offset
-        return self._position
+        super().__init__(length)
+        self._file, self._start = file, start
 
     def read(self, size: int = -1) -> bytes:
-        left = max(0, self._length - self._position)
         self._file.seek(self._start + self._position)
-        data = self._file.read(left if size < 0 else min(size, left))
+        data = self._file.read(self._wanted(size))
         self._position += len(data)
         return data
 

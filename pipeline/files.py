@@ -21,7 +21,8 @@ _MEANINGS = {
     401: "Cloud Storage wants credentials (401); run 'gcloud auth application-default login'",
     403: "whoever is logged in has no access to it (403); ask its owner for roles/storage.objectAdmin",
 }
-_WILDCARD = re.compile(r"[*?\[]")
+WILDCARD = re.compile(r"[*?\[]")
+TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp/?$")  # at the end of `temporary_name`
 REMOTE_BUFFER_BYTES = 2 * _ASKED_BYTES + (loading.GCS_BLOCK_MIB << 20)  # of an open file, in all
 
 
@@ -126,7 +127,7 @@ def find(path: str) -> list[tuple[str, str]]:
     try:
         if _is_folder(path):
             folder, pattern = path, re.compile("")
-        elif not exists(path) and (wildcard := _WILDCARD.search(path)):
+        elif not exists(path) and (wildcard := WILDCARD.search(path)):
             folder, pattern = os.path.dirname(path[: wildcard.start()]), _compile(path)
         else:
             return [(path, os.path.basename(path))]
@@ -216,7 +217,7 @@ def write(path: str, content: bytes) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     create, rename, remove = _operations(path)
     try:
         with _writing(path), _os_errors(path):
@@ -244,7 +245,7 @@ def aside(path: str) -> Iterator[str]:
             yield temporary
             upload(temporary, path)
         return
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     try:
         yield temporary
         with _writing(path):
@@ -261,7 +262,7 @@ def upload(local: str, path: str) -> None:
         UserError: it cannot be written.
     """
     tf = loading.tensorflow()
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     try:
         with _writing(path), _os_errors(path):
             tf.io.gfile.copy(local, temporary)
@@ -272,7 +273,8 @@ def upload(local: str, path: str) -> None:
         raise
 
 
-def _temporary(path: str) -> str:
+def temporary_name(path: str) -> str:
+    """Another name each time, for what is to have that of a path once it is whole."""
     return f"{path}.{uuid.uuid4().hex}.tmp"
 
 
@@ -309,7 +311,7 @@ def folder_aside(path: str, last: str = "") -> Iterator[str]:
                 raise
         return
     path = os.path.realpath(path)
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     with _creating(path):
         os.makedirs(temporary)
     try:

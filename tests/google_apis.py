@@ -59,8 +59,9 @@ class Api:
 
     def _answer(self, verb, target, body):
         path, _, query = target.partition("?")
-        assert self._find(verb, path), "no such method"
-        method, found = self._find(verb, path)
+        known = self._find(verb, path)
+        assert known is not None, "no such method"
+        method, found = known
         named = urllib.parse.parse_qs(query)
         parameters = {name: values if len(values) > 1 else values[0] for name, values in named.items()}
         for name in parameters.keys() - _OF_ALL:

@@ -35,4 +35,6 @@ def test_the_advice_names_regions_that_there_are():
 
 
 def test_a_location_that_is_not_known_is_no_reason_to_refuse():
-    check_region(Bucket("b", "MOON", ()), "us-east1")
+    bucket = Bucket("b", "MOON", ())
+    check_region(bucket, "us-east1")
+    assert bucket.is_in("us-east1")

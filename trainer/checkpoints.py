@@ -20,7 +20,6 @@ from trainer import files
 _LOGGER = logging.getLogger(__name__)
 _FOLDER = "checkpoints"
 _NAME = re.compile(r"^step-(\d{8})/?$")
-_ABANDONED = re.compile(r"\.[0-9a-f]{32}\.tmp/?$")
 _PREFIX = "state"
 _METRICS = "metrics.json"
 _INDEX = f"{_PREFIX}.index"
@@ -47,11 +46,11 @@ class Checkpoints:
         Raises:
             UserError: the store does not say.
         """
-        return [step for step, is_complete in self._found().items() if is_complete]
+        return [step for step, is_complete in self._found(self._names()).items() if is_complete]
 
-    def _found(self) -> dict[int, bool]:
+    def _found(self, names: list[str]) -> dict[int, bool]:
         """The steps that have a folder, in ascending order, and whether it holds the file that comes there last."""
-        steps = sorted(int(match[1]) for name in self._names() if (match := _NAME.match(name)))
+        steps = sorted(int(match[1]) for name in names if (match := _NAME.match(name)))
         with files.reading(self._folder):
             return {step: tf.io.gfile.exists(self._path(step, _INDEX)) for step in steps}
 
@@ -98,7 +97,8 @@ class Checkpoints:
             UserError: it cannot be written, or another run has gone further in this directory; those before are as
                 they were.
         """
-        found = self._found()
+        names = self._names()
+        found = self._found(names)
         others = [each for each, is_complete in found.items() if is_complete and each not in self._passed_over]
         if later := [each for each in others if each > step]:
             raise UserError(
@@ -106,7 +106,7 @@ class Checkpoints:
                 "trains in the same --workdir; stop one of them"
             )
         with files.writing(f"checkpoint {self._path(step)}"):
-            self._delete_abandoned()
+            self._delete_abandoned(names)
             self._save(step, network, optimizer, damaged=step in found)
             for damaged in (found.keys() & self._passed_over) - {step}:
                 self._delete(damaged)
@@ -115,9 +115,9 @@ class Checkpoints:
             for old in set(steps) - {*steps[-max(1, keep) :], self._best(steps)}:
                 self._delete(old)
 
-    def _delete_abandoned(self) -> None:
+    def _delete_abandoned(self, names: list[str]) -> None:
         """What a process left that was killed: a run is written by one."""
-        for name in filter(_ABANDONED.search, self._names()):
+        for name in filter(pipeline_files.TEMPORARY.search, names):
             pipeline_files.remove_folder(os.path.join(self._folder, name))
 
     def _save(self, step: int, network: keras.Model, optimizer: keras.Optimizer, damaged: bool) -> None:
@@ -144,7 +144,7 @@ class Checkpoints:
             UserError: there are some, but each is damaged or of another model, or they cannot be read.
         """
         failures: list[_Damaged] = []
-        for step, is_complete in reversed(self._found().items()):
+        for step, is_complete in reversed(self._found(self._names()).items()):
             try:
                 if not is_complete:
                     raise _Incomplete(f"checkpoint {self._path(step)} is incomplete")
