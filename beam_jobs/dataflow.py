@@ -37,6 +37,7 @@ _LOGGER = logging.getLogger(__name__)
 _MACHINE = "e2-standard-4"  # to be had everywhere; a worker needs some 0.3 GB for each of its threads
 _THREADS = 2  # of each process, of which a worker has one for each core: one reads or writes while one computes
 _MOST_WORKERS = 50
+_RECIPE = "docker/beam.Dockerfile"
 _BEAM_IMAGE = re.compile(r"(?:.*/)?beam_python(\d+\.\d+)_sdk:([\w.]+)")
 _SERVICES = ("compute.googleapis.com", "dataflow.googleapis.com", "storage.googleapis.com")
 _USER_PERMISSIONS = dict.fromkeys(
@@ -149,9 +150,7 @@ def _bring_code(api: Api, options: PipelineOptions, job: str, needs_image: bool)
         return
     setup_file = Path(__file__).resolve().parent.parent / "setup.py"
     if options.view_as(GoogleCloudOptions).template_location or not setup_file.is_file():
-        raise UsageError(
-            "--sdk_container_image is missing: the workers need this package; build docker/beam.Dockerfile"
-        )
+        raise UsageError(f"--sdk_container_image is missing: the workers need this package; build {_RECIPE}")
     setup.setup_file = str(setup_file)
 
 
@@ -170,13 +169,13 @@ def _check_image(api: Api, image: str) -> None:
     if named := _BEAM_IMAGE.fullmatch(image):
         found_python, found_beam = named.groups()
     else:
-        labels = checks.image_labels(api, image)
-        if labels is None:
+        found = checks.find_image(api, image, _RECIPE)
+        if found is None:
             return
-        found_python, found_beam = labels.get(checks.PYTHON_LABEL), labels.get(checks.BEAM_LABEL)
+        found_python, found_beam = found.labels.get(checks.PYTHON_LABEL), found.labels.get(checks.BEAM_LABEL)
         if not found_python or not found_beam:
             raise UserError(
-                f"image {image} does not say which Beam and Python it holds; build it from docker/beam.Dockerfile, or "
+                f"image {image} does not say which Beam and Python it holds; build it from {_RECIPE}, or "
                 f"give it the labels {checks.BEAM_LABEL} and {checks.PYTHON_LABEL}"
             )
     if (found_beam, found_python) != (beam, python):

@@ -1,6 +1,7 @@
 """Google's REST APIs with the credentials of whoever is logged in; what they refuse is one line."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import google.auth
@@ -55,6 +56,7 @@ class Api:
         credentials: other ones than those of whoever is logged in, as of an account that is impersonated.
 
     Attributes:
+        credentials: of whoever asks.
         project: the one that the credentials come with, or None.
 
     Raises:
@@ -63,14 +65,14 @@ class Api:
 
     def __init__(self, credentials: Credentials | None = None) -> None:
         found, self.project = find_credentials()
-        self._credentials = credentials or found
-        self._session = AuthorizedSession(self._credentials)
+        self.credentials = credentials or found
+        self._session = AuthorizedSession(self.credentials)
         self._session.mount("https://", HTTPAdapter(max_retries=_RETRY))
 
     @property
     def member(self) -> str:
         """Whoever is logged in, as policies name them."""
-        account = getattr(self._credentials, "service_account_email", None)
+        account = getattr(self.credentials, "service_account_email", None)
         return f"serviceAccount:{account}" if account else "user:YOU"
 
     def get(self, url: str, accept: str = "application/json", **parameters: str | list[str]) -> dict[str, Any]:
@@ -90,17 +92,28 @@ class Api:
         """
         return self._json("POST", url, json=body)
 
+    def headers(self, url: str, accept: str) -> Mapping[str, str]:
+        """What the head of the answer to a GET would say; names in any case.
+
+        Raises:
+            As `get`.
+        """
+        return self._ask("HEAD", url, headers={"Accept": accept}).headers
+
     def _json(self, method: str, url: str, **options: Any) -> dict[str, Any]:
+        try:
+            return self._ask(method, url, **options).json()
+        except ValueError as error:
+            raise UserError(f"{url} gives no JSON: {one_line(error)}; try again") from error
+
+    def _ask(self, method: str, url: str, **options: Any) -> Response:
         try:
             response = self._session.request(method, url, timeout=_SECONDS, **options)
         except (RequestException, GoogleAuthError) as error:
             raise UserError(f"{url} cannot be asked: {one_line(error)}; try again") from error
         if not response.ok:
             raise Refused(f"{url} says {response.status_code}: {_message(response)}", response.status_code)
-        try:
-            return response.json()
-        except ValueError as error:
-            raise UserError(f"{url} gives no JSON: {one_line(error)}; try again") from error
+        return response
 
 
 def _message(response: Response) -> str:

@@ -37,6 +37,7 @@ _MANIFESTS = ", ".join(
 )  # fmt: skip
 _IMAGE = re.compile(r"([\w.-]+\.(?:pkg\.dev|gcr\.io)|gcr\.io)/([\w./-]+?)(?::([\w.-]+))?(?:@(sha256:[0-9a-f]{64}))?")
 BEAM_LABEL, PYTHON_LABEL = "org.koalarization.beam", "org.koalarization.python"
+TENSORFLOW_LABEL = "org.koalarization.tensorflow"
 
 
 def check_permissions(api: Api, project: str, needed: Mapping[str, str]) -> None:
@@ -200,7 +201,7 @@ def check_region(bucket: Bucket, region: str) -> None:
     if not bucket.is_in(region):
         raise UserError(
             f"gs://{bucket.name} lies in {bucket.location.lower()}, but the work would be done in {region}: all of its "
-            f"bytes would cross regions, which is slow and costs; choose another --region ({bucket.near}), or bucket"
+            f"bytes would cross regions, which is slow and costs; choose another region ({bucket.near}), or bucket"
         )
 
 
@@ -219,8 +220,25 @@ def check_objects(api: Api, bucket: str) -> None:
             )
 
 
-def image_labels(api: Api, image: str) -> dict[str, str] | None:
-    """The labels of a container image in Artifact Registry; of another registry None, and a line in the log.
+class Image(NamedTuple):
+    """A container image in Artifact Registry.
+
+    Attributes:
+        labels: what it says of itself.
+        pinned: its name with the digest of what is there now, whatever its tag will name later.
+    """
+
+    labels: dict[str, str]
+    pinned: str
+
+
+def find_image(api: Api, image: str, recipe: str) -> Image | None:
+    """Looks at a container image in Artifact Registry; in another registry None, and a line in the log.
+
+    Args:
+        api: who asks.
+        image: its name.
+        recipe: the Dockerfile that it can be built from.
 
     Raises:
         UserError: it is not there.
@@ -232,11 +250,13 @@ def image_labels(api: Api, image: str) -> dict[str, str] | None:
     host, name, tag, digest = named.groups()
     base = f"https://{host}/v2/{name}"
     try:
-        manifest = api.get(f"{base}/manifests/{digest or tag or 'latest'}", accept=_MANIFESTS)
+        reference = f"{base}/manifests/{digest or tag or 'latest'}"
+        digest = digest or api.headers(reference, accept=_MANIFESTS)["Docker-Content-Digest"]
+        manifest = api.get(reference, accept=_MANIFESTS)
         if "manifests" in manifest:  # one for each architecture
             platforms = {each["platform"]["architecture"]: each["digest"] for each in manifest["manifests"]}
             manifest = api.get(f"{base}/manifests/{platforms['amd64']}", accept=_MANIFESTS)
         config = api.get(f"{base}/blobs/{manifest['config']['digest']}")
     except (Refused, LookupError) as error:
-        raise UserError(f"image {image} cannot be looked at: {error}; build it from docker/beam.Dockerfile") from error
-    return config.get("config", {}).get("Labels") or {}
+        raise UserError(f"image {image} cannot be looked at: {error}; build it from {recipe}") from error
+    return Image(config.get("config", {}).get("Labels") or {}, f"{host}/{name}@{digest}")

@@ -22,12 +22,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from pipeline import config
-from pipeline.errors import UsageError, UserError
+from pipeline.errors import TryAgain, UsageError, UserError
 
 _CONFIG_FIELD = re.compile(r"--?(?:no)?config\.([^=]+)")
 _CONFIG_VALUE = re.compile(r"--?config\.([^=]+)=")
 _HELP = {"--help", "-h", "--helpfull", "--helpshort"}
 _HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_TRY_AGAIN = os.EX_TEMPFAIL  # 75
 _TOLD_TO_STOP = 128  # and the signal's number: the exit status of a program that was told to stop
 _PACKAGES = ("cloud", "pipeline", "beam_jobs", "trainer", "tools", "benchmarks")
 
@@ -90,8 +91,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         argv: the command line.
 
     Returns:
-        0 on success, 1 for a `UserError`, 2 for a command line that cannot be understood, 128 and the signal's number
-        (130 for an interrupt) when it was told to stop. Other exceptions are bugs, and pass through with their traces.
+        0 on success, 1 for a `UserError`, 2 for a command line that cannot be understood, 75 for what may pass, 128 and
+        the signal's number (130 for an interrupt) when it was told to stop. Other exceptions are bugs, and pass through
+        with their traces.
     """
     try:
         with _logging(), _signals():
@@ -101,6 +103,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     except UsageError as error:
         _say(f"{error} (--help shows the options)")
         return 2
+    except TryAgain as error:
+        _say(str(error))
+        return _TRY_AGAIN
     except UserError as error:
         _say(str(error))
         return 1

@@ -15,6 +15,10 @@ class UsageError(UserError):
     """A command line that cannot be understood; entry points exit with status 2."""
 
 
+class TryAgain(UserError):
+    """What may pass: the same command may well work the next time; entry points exit with status 75."""
+
+
 def one_line(error: BaseException) -> str:
     """What an exception of another library says, in one line that is never empty."""
     return " ".join(str(error).split()) or type(error).__name__

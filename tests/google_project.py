@@ -24,9 +24,12 @@ class Registry:
         _, _, rest = target.partition("/v2/")
         name, kind, reference = rest.rsplit("/", 2)
         labels = self.labels.get(f"{name}:{reference}" if kind == "manifests" and ":" not in reference else name)
-        if verb != "GET" or labels is None:
+        if labels is None:
             return 404, {"Content-Type": "application/json"}, b'{"errors": [{"code": "MANIFEST_UNKNOWN"}]}'
         self.labels[name] = labels  # of the digests below
+        if verb == "HEAD":
+            assert kind == "manifests"
+            return 200, {"Docker-Content-Digest": "sha256:" + "c" * 64}, b""
         if kind == "blobs":
             answer = {"config": {"Labels": labels}}
         elif ":" in reference:

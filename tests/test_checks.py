@@ -26,7 +26,7 @@ def test_the_advice_names_regions_that_there_are():
     def advice(*bucket):
         with pytest.raises(UserError) as caught:
             check_region(Bucket("b", *bucket), "me-west1")
-        return str(caught.value).partition("another --region (")[2].partition(")")[0]
+        return str(caught.value).partition("another region (")[2].partition(")")[0]
 
     assert advice("US-CENTRAL1", ()) == "us-central1"
     assert advice("NAM4", ()) == "us-central1 or us-east1"

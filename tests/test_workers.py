@@ -117,7 +117,7 @@ def test_a_worker_that_is_gone_ends_the_other_with_one_line(compact_dataset, tmp
         start = time.monotonic()
         output = cluster.processes[1 - victim].communicate(timeout=60)[1]
         assert time.monotonic() - start < 40
-    assert cluster.processes[1 - victim].returncode == 1
+    assert cluster.processes[1 - victim].returncode == os.EX_TEMPFAIL
     assert "Traceback" not in output
     last = output.splitlines()[-1]
     assert last.startswith("error: ")
@@ -137,7 +137,7 @@ def test_a_worker_that_refuses_to_start_ends_the_other_with_one_line(compact_dat
     data = [compact_dataset.directory, tmp_path]
     with Cluster(compact_dataset, tmp_path / "run", epochs(1, 1), data=data) as cluster:
         results = cluster.wait()
-    assert [status for status, _ in results] == [1, 1]
+    assert [status for status, _ in results] == [os.EX_TEMPFAIL, 1]
     assert f"error: {tmp_path} is no dataset" in results[1][1]
     assert "of the cluster is gone (" in results[0][1].splitlines()[-1]
     assert "Traceback" not in results[0][1]

@@ -44,7 +44,7 @@ def train_and_evaluate(
     Raises:
         UserError: a configuration, dataset or directory that cannot be used, or a loss that is not finite.
     """
-    _check(config)
+    check(config, strategy.num_replicas_in_sync)
     dataset = reader.open_dataset(data_dir)
     epochs = schedule.epochs(config.learning_rates, config.epochs_per_learning_rate)
     steps_per_epoch = Batches(dataset, config.batch_size).steps_per_epoch
@@ -110,7 +110,16 @@ def _resume(checkpoints: Checkpoints, strategy: tf.distribute.Strategy, state: T
         _LOGGER.info("goes on from step %d", state.step)
 
 
-def _check(config: ConfigDict) -> None:
+def check(config: ConfigDict, count: int) -> None:
+    """Looks at what a configuration says of training, before anything is done.
+
+    Args:
+        config: as `configs/koalarization.py`.
+        count: of replicas.
+
+    Raises:
+        UserError: a value that cannot be.
+    """
     for field, least in _LEAST.items():
         if not config[field] >= least:
             raise UserError(f"{field} is {config[field]}; choose a number from {least}")
@@ -120,6 +129,11 @@ def _check(config: ConfigDict) -> None:
     for field, choices in (("precision", optimizer.PRECISIONS), ("features", _FEATURES)):
         if config[field] not in choices:
             raise UserError(f"{field} is '{config[field]}'; choose one of {', '.join(choices)}")
+    if (config.batch_size // count) % config.accumulation_steps:
+        raise UserError(
+            f"accumulation_steps is {config.accumulation_steps}, into which a replica cannot divide its part of a "
+            f"batch, {config.batch_size // count}; choose one of its divisors"
+        )
 
 
 def _create_state(
@@ -128,11 +142,6 @@ def _create_state(
     rate: keras.optimizers.schedules.LearningRateSchedule,
     features: bool,
 ) -> TrainState:
-    if (config.batch_size // strategy.num_replicas_in_sync) % config.accumulation_steps:
-        raise UserError(
-            f"accumulation_steps is {config.accumulation_steps}, into which a replica cannot divide its part of a "
-            f"batch, {config.batch_size // strategy.num_replicas_in_sync}; choose one of its divisors"
-        )
     with strategy.scope(), optimizer.precision(config.precision):
         model = models.create(config.model, config.seed, features)
         own = optimizer.create(rate, config.precision)

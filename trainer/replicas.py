@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from pipeline.errors import UserError, one_line
+from pipeline.errors import TryAgain, UserError, one_line
 
 _LOGGER = logging.getLogger(__name__)
 _NVIDIA_DEVICE = "/dev/nvidia0"
@@ -78,11 +78,7 @@ def create_strategy(batch_size: int, name: str = "auto") -> tf.distribute.Strate
         _LOGGER.info("%s of batches of %d waits for all workers: %s", STRATEGIES[name], batch_size, ", ".join(workers))
     strategy = _create(name)
     replicas = strategy.num_replicas_in_sync
-    if batch_size < 1 or batch_size % replicas:
-        raise UserError(
-            f"batch_size is {batch_size}, which {replicas} replicas cannot share equally; set --config.batch_size to a "
-            f"multiple of {replicas}"
-        )
+    check_batch(batch_size, replicas)
     devices = [tf.DeviceSpec.from_string(each) for each in strategy.extended.worker_devices]
     own = ", ".join(f"/device:{each.device_type}:{each.device_index}" for each in devices)
     where = f"{hosts(strategy)} workers" if name == "multi_worker" else own
@@ -92,6 +88,19 @@ def create_strategy(batch_size: int, name: str = "auto") -> tf.distribute.Strate
         batch_size // replicas,
     )  # fmt: skip
     return strategy
+
+
+def check_batch(batch_size: int, count: int) -> None:
+    """Looks whether replicas can share batches.
+
+    Raises:
+        UserError: not equally.
+    """
+    if batch_size < 1 or batch_size % count:
+        raise UserError(
+            f"batch_size is {batch_size}, which {count} replicas cannot share equally; set --config.batch_size to a "
+            f"multiple of {count}"
+        )
 
 
 def hosts(strategy: tf.distribute.Strategy) -> int:
@@ -116,7 +125,7 @@ def naming_losses(strategy: tf.distribute.Strategy) -> Iterator[None]:
     ten seconds.
 
     Raises:
-        UserError: one is.
+        TryAgain: one is.
     """
     try:
         yield
@@ -125,7 +134,7 @@ def naming_losses(strategy: tf.distribute.Strategy) -> Iterator[None]:
         if hosts(strategy) == 1 or not (found or why):  # a device, or a store, has failed
             raise
         peer = f"{found[1]} {found[2]}" if found else "a worker"
-        raise UserError(
+        raise TryAgain(
             f"{peer} of the cluster is gone ({' '.join(why[1].split()) if why else one_line(error)[:300]}); start the "
             "same command on all workers again: the run goes on from its last checkpoint"
         ) from error
@@ -152,7 +161,7 @@ def _create(name: str) -> tf.distribute.Strategy:
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
         except _PEER_ERRORS as error:
-            raise UserError(
+            raise TryAgain(
                 f"the workers of {_TF_CONFIG} do not find each other ({one_line(error)[:200]}); start the command on "
                 "all of them, and open their ports"
             ) from error

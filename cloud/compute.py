@@ -1,0 +1,207 @@
+"""Compute Engine: types of machines, quotas, and groups of machines that it keeps up."""
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from google.api_core.exceptions import Conflict, GoogleAPICallError, NotFound
+from google.auth.credentials import Credentials
+from google.auth.exceptions import GoogleAuthError
+from google.cloud import compute_v1
+from requests.exceptions import RequestException
+
+from pipeline.errors import UserError, one_line
+
+_SECONDS = 600.0  # that an operation may take
+_PREFIX = re.compile(r"^(?:\d{3} )?[A-Z]+ https://\S+: ")  # what Google's client puts before what the service says
+
+
+class MachineType(NamedTuple):
+    """A type of machine.
+
+    Attributes:
+        name: as a2-highgpu-8g.
+        gpus: how many GPUs each has.
+        gpu_type: theirs, as nvidia-tesla-a100; "" where there is none.
+    """
+
+    name: str
+    gpus: int
+    gpu_type: str
+
+
+class Group(NamedTuple):
+    """A group of machines.
+
+    Attributes:
+        name: of the group.
+        zone: where it is.
+        description: what its maker wrote there.
+    """
+
+    name: str
+    zone: str
+    description: str
+
+
+class Machine(NamedTuple):
+    """A machine of a group.
+
+    Attributes:
+        name: which it keeps when it is made anew.
+        status: as Compute Engine has it, RUNNING; "" for none yet.
+        action: what the group does with it, as CREATING; NONE where nothing is to be done.
+        errors: code and message of each error of the last attempt to make it.
+    """
+
+    name: str
+    status: str
+    action: str
+    errors: tuple[tuple[str, str], ...]
+
+
+class Compute:
+    """Compute Engine in one project.
+
+    All methods raise `UserError` for what the service refuses, or when it cannot be reached.
+
+    Args:
+        project: its ID.
+        credentials: of whoever asks.
+    """
+
+    def __init__(self, project: str, credentials: Credentials) -> None:
+        self.project = project
+        self._types = compute_v1.MachineTypesClient(credentials=credentials)
+        self._regions = compute_v1.RegionsClient(credentials=credentials)
+        self._templates = compute_v1.InstanceTemplatesClient(credentials=credentials)
+        self._groups = compute_v1.InstanceGroupManagersClient(credentials=credentials)
+
+    def machine_types(self, name: str) -> dict[str, MachineType]:
+        """The zones that have a type of machine, and the type in each; empty for one that does not exist."""
+        request = compute_v1.AggregatedListMachineTypesRequest(project=self.project, filter=f'name = "{name}"')
+        found = {}
+        with _asking(f"types of machines in project {self.project} cannot be looked up"):
+            for scope, types in self._types.aggregated_list(request=request):
+                for each in types.machine_types:
+                    gpus = sum(own.guest_accelerator_count for own in each.accelerators)
+                    gpu_type = each.accelerators[0].guest_accelerator_type if each.accelerators else ""
+                    found[scope.removeprefix("zones/")] = MachineType(each.name, gpus, gpu_type)
+        return found
+
+    def quotas(self, region: str) -> dict[str, tuple[float, float]]:
+        """What a region's quotas allow, and what of that is used, by metric."""
+        with _asking(f"quotas of project {self.project} in {region} cannot be looked up"):
+            found = self._regions.get(project=self.project, region=region)
+        return {each.metric: (each.limit, each.usage) for each in found.quotas}
+
+    def groups(self, pattern: str) -> list[Group]:
+        """The groups whose whole names match a regular expression."""
+        request = compute_v1.AggregatedListInstanceGroupManagersRequest(
+            project=self.project, filter=f'name eq "{pattern}"'
+        )
+        with _asking(f"machines of project {self.project} cannot be looked up"):
+            return [
+                Group(each.name, scope.removeprefix("zones/"), each.description)
+                for scope, groups in self._groups.aggregated_list(request=request)
+                for each in groups.instance_group_managers
+            ]
+
+    def machines(self, group: str, zone: str) -> list[Machine]:
+        """The machines of a group; none, if there is no group."""
+        with _asking(f"machines of {group} cannot be looked up"):
+            try:
+                found = list(
+                    self._groups.list_managed_instances(project=self.project, zone=zone, instance_group_manager=group)
+                )
+            except NotFound:
+                return []
+        return sorted(
+            Machine(
+                each.name or each.instance.rpartition("/")[2], each.instance_status, each.current_action,
+                tuple((error.code, error.message) for error in each.last_attempt.errors.errors),
+            )
+            for each in found
+        )  # fmt: skip
+
+    def create(self, requests: Iterable[Any]) -> None:
+        """Makes a template, a group and its machines, one after the other; the machines are then on their way.
+
+        Args:
+            requests: Google's own, for all of them; a template that is left from before makes way.
+        """
+        for request in requests:
+            with _asking("machines cannot be made"):
+                self._create(request)
+
+    def _create(self, request: Any) -> None:
+        if isinstance(request, compute_v1.InsertInstanceTemplateRequest):
+            try:
+                _wait(self._templates.insert(request=request))
+            except Conflict:
+                self._delete_template(request.instance_template_resource.name)
+                _wait(self._templates.insert(request=request))
+        elif isinstance(request, compute_v1.InsertInstanceGroupManagerRequest):
+            _wait(self._groups.insert(request=request))
+        else:
+            _wait(self._groups.create_instances(request=request))
+
+    def delete(self, group: str, zone: str | None) -> None:
+        """Deletes a group with all of its machines, and its template; what is not there is fine.
+
+        Args:
+            group: its name, and the template's.
+            zone: where it is; None for the template alone.
+        """
+        with _asking(f"{group} cannot be deleted"):
+            if zone:
+                with contextlib.suppress(NotFound):
+                    _wait(self._groups.delete(project=self.project, zone=zone, instance_group_manager=group))
+            self._delete_template(group)
+
+    def _delete_template(self, name: str) -> None:
+        with contextlib.suppress(NotFound):
+            _wait(self._templates.delete(project=self.project, instance_template=name))
+
+
+class Unavailable(UserError):
+    """Compute Engine's refusal.
+
+    Attributes:
+        reason: a code, as QUOTA_EXCEEDED; "" where it gives none.
+    """
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+def _wait(operation: Any) -> None:
+    """Waits for the end of an operation."""
+    try:
+        operation.result(timeout=_SECONDS)
+    except GoogleAPICallError as error:
+        for each in operation.error.errors:  # which the exception leaves out
+            raise Unavailable(each.message, each.code) from error
+        raise
+
+
+@contextlib.contextmanager
+def _asking(what: str) -> Iterator[None]:
+    """Gives the errors of Google's client the class of everyone else's.
+
+    Raises:
+        Unavailable: for what the service refuses.
+        UserError: it cannot be reached.
+    """
+    try:
+        yield
+    except GoogleAPICallError as error:
+        said = _PREFIX.sub("", one_line(error))
+        reasons = [each.get("reason", "") for each in error.errors if isinstance(each, dict)]
+        raise Unavailable(f"{what}: {said}", (error.reason or "".join(reasons[:1]))) from error
+    except Unavailable as error:
+        raise Unavailable(f"{what}: {error}", error.reason) from error
+    except (GoogleAuthError, RequestException, TimeoutError) as error:
+        raise UserError(f"{what}: {one_line(error)}; try again") from error

@@ -1,0 +1,154 @@
+"""Doubles of programs of Container-Optimized OS: Docker, which runs a program of the test for an image's, and others.
+
+`install` writes them down; a machine finds them before the real ones. What they were called with stands in `calls`.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+IMAGE_STATUS = "status"  # a file with what fetching an image ends with
+
+
+def install(folder):
+    """Puts the doubles into a folder."""
+    for name in ("docker", "cos-extensions", "mount", "nvidia-smi", "sleep", "systemctl"):
+        path = folder / name
+        path.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} {name} "$@"\n')
+        path.chmod(0o755)
+
+
+def calls(folder, name):
+    """The arguments of all calls of a program on a machine."""
+    path = Path(folder) / "calls"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line[1:] for line in lines if line[0] == name]
+
+
+def send(folder, number):
+    """Sends a signal to the container of a machine, if one runs."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        os.killpg(int((Path(folder) / "container").read_text()), number)
+
+
+def stop(folder, seconds):
+    """Ends the container of a machine as Docker does when it is stopped itself, after which it does nothing more."""
+    (Path(folder) / "stopping").touch()
+    send(folder, signal.SIGTERM)
+    end = time.monotonic() + seconds
+    while (Path(folder) / "container").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    send(folder, signal.SIGKILL)
+
+
+def _main(name, arguments):
+    machine = Path(os.environ["MACHINE"])
+    if name == "sleep":
+        os.execv("/bin/sleep", ["sleep", arguments[0] if arguments[0] == "infinity" else "0.2"])
+    with (machine / "calls").open("a") as file:
+        file.write(json.dumps([name, *arguments]) + "\n")
+    if name == "systemctl":
+        assert arguments == ["is-system-running"]
+        print("stopping" if (machine / "stopping").exists() else "running")
+        return 0
+    if name == "docker":
+        if (machine / "stopping").exists():
+            print("Cannot connect to the Docker daemon", file=sys.stderr)
+            return 1
+        return _DOCKER[arguments[0]](machine, arguments[1:])
+    if name == "cos-extensions":
+        assert arguments == ["install", "gpu"]
+        (machine / "driver").touch()
+        print("a line of the installer", file=sys.stderr)
+    elif name == "nvidia-smi" and (machine / "driver").exists():
+        for gpu in range(int(os.environ.get("GPUS", "0"))):
+            print(f"GPU {gpu}: NVIDIA A100-SXM4-40GB")
+    return 0
+
+
+def _login(machine, arguments):
+    """Takes the token of the machine's account."""
+    assert arguments[:2] == ["--username=oauth2accesstoken", "--password-stdin"], arguments
+    return 0 if sys.stdin.read().strip() == "a-token" else 1
+
+
+def _pull(machine, arguments):
+    assert arguments[0] == "--quiet"
+    if status := int((machine / IMAGE_STATUS).read_text()):
+        print(f'Error response: denied: "{arguments[1]}"\nno permission', file=sys.stderr)
+    return status
+
+
+def _rm(machine, arguments):
+    assert arguments == ["--force", "trainer"]
+    return 0
+
+
+def _run(machine, arguments):
+    """Runs the test's program as an image's: its output goes to Cloud Logging, line by line, as `gcplogs` sends it."""
+    parser = argparse.ArgumentParser(exit_on_error=True, allow_abbrev=False)
+    for option in ("--name", "--network", "--ipc", "--stop-timeout", "--log-driver", "--entrypoint"):
+        parser.add_argument(option, required=True)
+    for option in ("--volume", "--device", "--env"):
+        parser.add_argument(option, action="append", default=[])
+    parser.add_argument("--rm", action="store_true")
+    parser.add_argument("image")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    found = parser.parse_args(arguments)
+    assert (found.network, found.log_driver, found.entrypoint) == ("host", "gcplogs", "python")
+    volumes = {inner: outer for outer, inner, _ in (each.split(":") for each in found.volume)}
+    config = Path(volumes["/config.py"])
+    assert config.stat().st_mode & 0o004  # for who is not root in the container
+    assert found.command[:3] == ["-m", "trainer.train", "--config=/config.py"]
+    command = [*json.loads(os.environ["CONTAINER"]), f"--config={config}", *found.command[3:]]
+    variables = dict(each.split("=", 1) for each in found.env)
+    if "TF_CONFIG" in variables:  # names of machines mean nothing here
+        cluster = json.loads(variables["TF_CONFIG"])
+        ports = json.loads(os.environ["PORTS"])
+        cluster["cluster"]["worker"] = [f"localhost:{ports[address]}" for address in cluster["cluster"]["worker"]]
+        variables["TF_CONFIG"] = json.dumps(cluster)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(command, env={**os.environ, **variables}, start_new_session=True, **pipes)
+    (machine / "container").write_text(str(process.pid))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: process.send_signal(number))
+    name = _metadata("instance/name").decode()
+    for line in process.stdout:
+        _log(name, line.decode(errors="replace").rstrip("\n"))
+    status = process.wait()
+    (machine / "container").unlink()
+    return status if status >= 0 else 128 - status
+
+
+def _metadata(path):
+    url = f"http://{os.environ['GCE_METADATA_HOST']}/computeMetadata/v1/{path}"
+    with urllib.request.urlopen(urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})) as response:
+        return response.read()
+
+
+def _log(name, line):
+    import requests  # which obeys the variables that lead to the doubles
+
+    token = json.loads(_metadata("instance/service-accounts/default/token"))["access_token"]
+    project = _metadata("project/project-id").decode()
+    resource = {"type": "gce_instance", "labels": {"instance_id": "4711", "zone": "us-central1-a"}}
+    payload = {"instance": {"name": name}, "container": {"name": "/trainer"}, "message": line}
+    body = {
+        "logName": f"projects/{project}/logs/gcplogs-docker-driver", "resource": resource,
+        "entries": [{"jsonPayload": payload}],
+    }  # fmt: skip
+    url = "https://logging.googleapis.com/v2/entries:write"
+    requests.post(url, json=body, headers={"Authorization": f"Bearer {token}"}, timeout=30).raise_for_status()
+
+
+_DOCKER = {"login": _login, "pull": _pull, "rm": _rm, "run": _run}
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1], sys.argv[2:]))

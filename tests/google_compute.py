@@ -1,0 +1,333 @@
+"""Doubles of Compute Engine, of its machines' metadata server, and of Cloud Logging.
+
+A machine of the double is the real startup script, in a process of its own, with a container runtime that is a double.
+"""
+
+import contextlib
+import http.server
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+from tests import container_runtime
+from tests.google_apis import Api, Refusal
+from tests.google_project import NUMBER, PROJECT
+
+ZONES = ("us-central1-a", "us-central1-b", "europe-west4-a")
+TYPES = {
+    "e2-standard-4": [],
+    "a2-highgpu-8g": [{"guestAcceleratorType": "nvidia-tesla-a100", "guestAcceleratorCount": 8}],
+    "a3-highgpu-8g": [{"guestAcceleratorType": "nvidia-h100-80gb", "guestAcceleratorCount": 8}],
+}
+
+
+class Logging(Api):
+    """Cloud Logging.
+
+    Attributes:
+        entries: all that were written, in their order.
+    """
+
+    def __init__(self):
+        super().__init__("logging", "v2", entries_write=self._write, entries_list=self._list)
+        self.entries = []
+        self._lock = threading.Lock()
+
+    def said(self):
+        """All messages."""
+        return [entry["jsonPayload"]["message"] for entry in self.entries]
+
+    def _write(self, found, body):
+        with self._lock:
+            for entry in body["entries"]:
+                moment = f"2026-01-01T00:{len(self.entries) // 60:02}:{len(self.entries) % 60:02}.123456789Z"
+                own = {"logName": body["logName"], "resource": body["resource"], "insertId": str(len(self.entries))}
+                self.entries.append({"timestamp": moment, **own, **entry})
+        return {}
+
+    def _list(self, found, body):
+        """As filters are written here: any of some logs, and machines by a regular expression, and a time."""
+        form = r'\((.+)\) AND jsonPayload\.instance\.name =~ "([^"]+)"(?: AND timestamp >= "([^"]+)")?'
+        logs, machines, since = re.fullmatch(form, body["filter"]).groups()
+        names = re.findall(r'logName = "([^"]+)"', logs)
+        assert " OR ".join(f'logName = "{name}"' for name in names) == logs
+        assert body["resourceNames"] == [f"projects/{PROJECT}"]
+        chosen = [
+            entry for entry in self.entries
+            if entry["logName"] in names and re.search(machines, entry["jsonPayload"]["instance"]["name"])
+            and entry["timestamp"] >= (since or "")
+        ]  # fmt: skip
+        if body["orderBy"] == "timestamp desc":
+            chosen.reverse()
+        start = int(body.get("pageToken") or 0)
+        end = start + body["pageSize"]
+        more = {"nextPageToken": str(end)} if end < len(chosen) else {}
+        return {"entries": chosen[start:end], **more} if chosen else {}
+
+
+class Metadata(http.server.ThreadingHTTPServer):
+    """The metadata server of one machine.
+
+    Attributes:
+        refused: what was asked that it does not have.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, name, zone, attributes):
+        super().__init__(("127.0.0.1", 0), _MetadataHandler)
+        self.refused = []
+        token = {"access_token": "a-token", "expires_in": 3599, "token_type": "Bearer"}
+        self.values = {
+            "project/project-id": PROJECT,
+            "instance/id": "4711",
+            "instance/name": name,
+            "instance/zone": f"projects/{NUMBER}/zones/{zone}",
+            "instance/hostname": f"{name}.{zone}.c.{PROJECT}.internal",
+            "instance/service-accounts/default/token": json.dumps(token),
+            **{f"instance/attributes/{key}": value for key, value in attributes.items()},
+        }
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def address(self):
+        return f"127.0.0.1:{self.server_address[1]}"
+
+
+class _MetadataHandler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        value = self.server.values.get(self.path.removeprefix("/computeMetadata/v1/"))
+        if value is None or self.headers.get("Metadata-Flavor") != "Google":
+            self.server.refused.append(self.path)
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(value.encode())))
+        self.end_headers()
+        self.wfile.write(value.encode())
+
+
+class Machine:
+    """A machine that runs the startup script.
+
+    Args:
+        name: as Compute Engine has it.
+        attributes: its metadata.
+        folder: for what it keeps.
+        environment: how to reach the network.
+        zone: where it is.
+    """
+
+    def __init__(self, name, attributes, folder, environment, zone=ZONES[0]):
+        self.name, self.folder = name, Path(folder)
+        self._metadata = Metadata(name, zone, attributes)
+        programs = self.folder / "bin"
+        programs.mkdir(parents=True, exist_ok=True)
+        container_runtime.install(programs)
+        (self.folder / "tmp").mkdir(exist_ok=True)
+        (self.folder / "startup.sh").write_text(attributes["startup-script"])
+        self._environment = {
+            **os.environ, **environment, "PATH": f"{programs}:{os.environ['PATH']}", "MACHINE": str(self.folder),
+            "TMPDIR": str(self.folder / "tmp"), "GCE_METADATA_HOST": self._metadata.address,
+        }  # fmt: skip
+        self._process = None
+        self.boot()
+
+    def boot(self):
+        """Starts the script as the machine does when it starts."""
+        (self.folder / "stopping").unlink(missing_ok=True)
+        with (self.folder / "serial.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                ["bash", self.folder / "startup.sh"], env=self._environment, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def said(self):
+        """What came to the serial port."""
+        return (self.folder / "serial.log").read_text()
+
+    @property
+    def refused(self):
+        return self._metadata.refused
+
+    def shut_down(self, seconds=25):
+        """Ends it as a machine that is stopped or taken away ends: Docker first, the script when all must go."""
+        container_runtime.stop(self.folder, seconds)
+        time.sleep(2)  # in which the script is alone
+        self.kill()
+
+    def kill(self):
+        """Ends all of its processes; some are in groups of their own, all in the session of the script."""
+        container_runtime.send(self.folder, signal.SIGKILL)
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.getsid(int(process.name)) == self._process.pid:
+                    os.kill(int(process.name), signal.SIGKILL)
+        self._process.wait()
+
+    def delete(self):
+        """Ends it, with its disk."""
+        self.kill()
+        shutil.rmtree(self.folder / "tmp", ignore_errors=True)
+
+
+class Compute(Api):
+    """Compute Engine.
+
+    Attributes:
+        quotas: limit and usage by metric, of all regions.
+        errors: code and message with which machines do not come.
+        refusals: what methods answer in place of doing anything, by their ID.
+        late: how often an operation is asked for before it is done.
+        start: makes a machine from its name, metadata and zone; or None, and machines are but names.
+        templates: as they are, by name.
+        groups: as they are, by name.
+        made: machines that were made, by name, in the order of their making.
+        deleted: names of groups.
+    """
+
+    def __init__(self, start=None):
+        super().__init__(
+            "compute", "v1", machineTypes_aggregatedList=self._types, regions_get=self._region,
+            instanceTemplates_insert=self._insert_template, instanceTemplates_delete=self._delete_template,
+            instanceGroupManagers_insert=self._insert_group, instanceGroupManagers_delete=self._delete_group,
+            instanceGroupManagers_createInstances=self._create, instanceGroupManagers_aggregatedList=self._groups,
+            instanceGroupManagers_listManagedInstances=self._list, zoneOperations_get=self._operation,
+            globalOperations_get=self._operation,
+        )  # fmt: skip
+        self.start = start
+        self.quotas = {"NVIDIA_A100_GPUS": (16, 0), "PREEMPTIBLE_NVIDIA_A100_GPUS": (8, 0)}
+        self.errors, self.refusals, self.late = [], {}, 1
+        self.templates, self.groups, self.made, self.deleted = {}, {}, [], []
+        self._waited = {}
+        self._lock = threading.RLock()
+
+    def preempt(self, name):
+        """Takes a machine away, and makes it anew, as groups do."""
+        (group,) = (each for each in self.groups.values() if name in each["machines"])
+        group["machines"][name].shut_down()
+        group["machines"][name].delete()
+        group["machines"][name] = self._start(group, name)
+
+    def _answer(self, verb, target, body):
+        path = target.partition("?")[0]
+        method = self._find(verb, path)
+        if method and (refusal := self.refusals.get(method[0]["id"])):
+            raise refusal
+        with self._lock:
+            return super()._answer(verb, target, body)
+
+    def _types(self, found, body):
+        (name,) = re.fullmatch(r'name = "([^"]+)"', found["filter"]).groups()
+        own = {"name": name, "guestCpus": 4, "accelerators": TYPES.get(name, [])}
+        return {
+            "items": {
+                f"zones/{zone}": {"machineTypes": [own]}
+                if name in TYPES
+                else {"warning": {"code": "NO_RESULTS_ON_PAGE"}}
+                for zone in ZONES
+            }
+        }
+
+    def _region(self, found, body):
+        return {
+            "name": found["region"],
+            "quotas": [
+                {"metric": name, "limit": limit, "usage": usage} for name, (limit, usage) in self.quotas.items()
+            ],
+        }
+
+    def _insert_template(self, found, body):
+        if body["name"] in self.templates:
+            raise Refusal(409, f"The resource 'instanceTemplates/{body['name']}' already exists", "ALREADY_EXISTS")
+        self.templates[body["name"]] = body
+        return self._begin()
+
+    def _delete_template(self, found, body):
+        name = found["instanceTemplate"]
+        if name not in self.templates:
+            raise Refusal(404, f"The resource 'instanceTemplates/{name}' was not found", "NOT_FOUND")
+        if name in self.groups:
+            raise Refusal(400, f"The instance_template resource {name} is already being used", "INVALID")
+        del self.templates[name]
+        return self._begin()
+
+    def _insert_group(self, found, body):
+        template = body["instanceTemplate"].rpartition("/")[2]
+        assert body["instanceTemplate"] == f"projects/{PROJECT}/global/instanceTemplates/{template}"
+        if body["name"] in self.groups:
+            raise Refusal(409, f"{body['name']} already exists", "ALREADY_EXISTS")
+        if template not in self.templates:
+            raise Refusal(404, f"{template} was not found", "NOT_FOUND")
+        assert body["targetSize"] == 0
+        self.groups[body["name"]] = {"zone": found["zone"], "body": body, "template": template, "machines": {}}
+        return self._begin()
+
+    def _create(self, found, body):
+        group = self._group(found)
+        for each in body["instances"]:
+            assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", each["name"])
+            group["machines"][each["name"]] = None if self.errors else self._start(group, each["name"])
+        return self._begin()
+
+    def _start(self, group, name):
+        items = self.templates[group["template"]]["properties"]["metadata"]["items"]
+        self.made.append(name)
+        return self.start(name, {item["key"]: item["value"] for item in items}, group["zone"]) if self.start else name
+
+    def _delete_group(self, found, body):
+        group = self._group(found)
+        del self.groups[found["instanceGroupManager"]]
+        self.deleted.append(found["instanceGroupManager"])
+        for machine in group["machines"].values():
+            if hasattr(machine, "shut_down"):
+                threading.Thread(target=lambda each=machine: (each.shut_down(), each.delete()), daemon=True).start()
+        return self._begin()
+
+    def _group(self, found):
+        group = self.groups.get(found["instanceGroupManager"])
+        if group is None or group["zone"] != found["zone"]:
+            raise Refusal(404, f"{found['instanceGroupManager']} was not found", "NOT_FOUND")
+        return group
+
+    def _groups(self, found, body):
+        (pattern,) = re.fullmatch(r'name eq "([^"]+)"', found["filter"]).groups()
+        items = {f"zones/{zone}": {"warning": {"code": "NO_RESULTS_ON_PAGE"}} for zone in ZONES}
+        for name, group in self.groups.items():
+            if re.fullmatch(pattern, name):
+                items[f"zones/{group['zone']}"] = {
+                    "instanceGroupManagers": [{"name": name, "description": group["body"]["description"]}]
+                }
+        return {"items": items}
+
+    def _list(self, found, body):
+        errors = {"errors": {"errors": [{"code": code, "message": message} for code, message in self.errors]}}
+        return {
+            "managedInstances": [
+                {
+                    "name": name, "currentAction": "NONE" if machine else "CREATING",
+                    **({"instanceStatus": "RUNNING"} if machine else {}), "lastAttempt": errors if self.errors else {},
+                }
+                for name, machine in self._group(found)["machines"].items()
+            ]
+        }  # fmt: skip
+
+    def _begin(self):
+        name = f"operation-{len(self._waited)}"
+        self._waited[name] = 0
+        return {"name": name, "status": "RUNNING"}
+
+    def _operation(self, found, body):
+        self._waited[found["operation"]] += 1
+        done = self._waited[found["operation"]] > self.late
+        return {"name": found["operation"], "status": "DONE" if done else "RUNNING"}

@@ -1,0 +1,367 @@
+"""The command that makes machines for training, with Google's APIs in doubles and machines that are but names."""
+
+import copy
+import datetime
+import json
+
+import pytest
+
+from pipeline import cli
+from tests import cloud_storage
+from tests.google_apis import Refusal
+from tests.google_compute import Compute, Logging
+from tests.google_project import ACCOUNT, PROJECT, Project
+from tests.programs import error_of
+from trainer.launch import job, machines
+from trainer.launch.__main__ import main
+
+IMAGE = f"us-central1-docker.pkg.dev/{PROJECT}/koalarization/trainer:main"
+PERMISSIONS = {
+    "compute.instanceTemplates.create", "compute.instanceGroupManagers.create", "compute.instanceGroupManagers.delete",
+    "compute.instances.create",
+}  # fmt: skip
+RUN = "gs://bucket/run"
+NAME = job.group_name(RUN)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory, compact_dataset):
+    compute, logging = Compute(), Logging()
+    project = Project(compute, logging)
+    folder = tmp_path_factory.mktemp("cloud")
+    with (
+        cloud_storage.running(folder, "bucket", "far-away", services=project.services) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for bucket in ("bucket", "far-away"):
+            blob = server.client().bucket(bucket).blob("data/dataset.json")
+            blob.upload_from_filename(f"{compact_dataset.directory}/dataset.json")
+        project.permissions["project"] |= PERMISSIONS
+        project.locations["far-away"] = "EUROPE-WEST4"
+        project.compute, project.logging = compute, logging
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        patch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
+        patch.setattr(machines, "_LOOK_SECONDS", 0.01)
+        yield project
+
+
+@pytest.fixture
+def project(running):
+    """A project in which all is as it should be, for a test to change."""
+    before = copy.deepcopy(running.permissions), dict(running.compute.quotas)
+    running.images.clear()
+    running.images[IMAGE.partition("/")[2]] = {"org.koalarization.tensorflow": "2.21.0"}
+    running.roles = ["roles/compute.instanceAdmin.v1", "roles/logging.logWriter"]
+    for each in (running.compute.calls, running.compute.made, running.compute.deleted, running.logging.entries):
+        each.clear()
+    yield running
+    running.permissions, running.compute.quotas = before
+    running.disabled = set()
+    running.compute.errors, running.compute.refusals = [], {}
+    running.compute.groups.clear()
+    running.compute.templates.clear()
+    assert running.refused() == []
+
+
+def launched(*more, data="gs://bucket/data", workdir=RUN, config="configs/demo.py"):
+    options = [f"--config={config}", f"--data={data}", f"--workdir={workdir}", f"--project={PROJECT}"]
+    return cli.run(main, ["launch", *options, "--config.batch_size=8", *more])
+
+
+def requested(compute):
+    """Bodies of what was asked to be made, by method."""
+    return {method.removeprefix("compute."): body for method, _, body in compute.calls if body is not None}
+
+
+def test_what_is_asked_of_compute_engine(project, capsys):
+    assert launched("--machine=a2-highgpu-8g", "--count=2", "--config.batch_size=32", "--max_hours=10") == 0
+    template, group, created = requested(project.compute).values()
+    properties = template["properties"]
+    assert properties["machineType"] == "a2-highgpu-8g"
+    assert properties["serviceAccounts"] == [
+        {
+            "email": ACCOUNT,
+            "scopes": [f"https://www.googleapis.com/auth/{each}" for each in
+                       ("devstorage.read_write", "logging.write", "compute")],
+        }
+    ]  # fmt: skip
+    scheduling = dict(properties["scheduling"])
+    end = datetime.datetime.strptime(scheduling.pop("terminationTime"), "%Y-%m-%dT%H:%M:%SZ")
+    hours = (end - datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)).total_seconds() / 3600
+    assert hours == pytest.approx(10.25, abs=0.02)
+    assert scheduling == {
+        "provisioningModel": "STANDARD", "automaticRestart": True, "onHostMaintenance": "TERMINATE",
+        "instanceTerminationAction": "DELETE",
+    }  # fmt: skip
+    (disk,) = properties["disks"]
+    assert disk["initializeParams"]["sourceImage"] == "projects/cos-cloud/global/images/family/cos-stable"
+    (network,) = properties["networkInterfaces"]
+    assert (network["network"], network["nicType"]) == ("global/networks/default", "GVNIC")
+    assert network["accessConfigs"] == [{"name": "External NAT", "type": "ONE_TO_ONE_NAT"}]
+    metadata = {item["key"]: item["value"] for item in properties["metadata"]["items"]}
+    assert metadata["koalarization-image"] == f"{IMAGE.rpartition(':')[0]}@sha256:{'c' * 64}"
+    assert metadata["koalarization-arguments"].splitlines() == [
+        "--config.batch_size=32", "--data=gs://bucket/data", f"--workdir={RUN}"
+    ]  # fmt: skip
+    with open("configs/demo.py") as file:
+        assert metadata["koalarization-config"] == file.read()
+    assert (metadata["koalarization-count"], metadata["koalarization-gpus"]) == ("2", "8")
+    assert int(metadata["koalarization-end"]) == pytest.approx(
+        end.replace(tzinfo=datetime.timezone.utc).timestamp() - 900, abs=1
+    )
+    assert not any(secret in json.dumps(template) for secret in ("a-token", "a-refresh-token", "a-secret"))
+    assert group["targetSize"] == 0
+    assert created == {"instances": [{"name": f"{NAME}-0"}, {"name": f"{NAME}-1"}]}
+    assert project.compute.made == [f"{NAME}-0", f"{NAME}-1"]
+    told = capsys.readouterr().err
+    for part in (
+        "zone us-central1-a was chosen of those near the data that have a2-highgpu-8g: us-central1-a, us-central1-b",
+        "2 of a2-highgpu-8g, 8 nvidia-tesla-a100 each, in us-central1-a; standard; --spot is cheaper",
+        "at most 20 machine hours, paid for by a-project", "2 of 2 machines run",
+        f"trainer.launch stop --project={PROJECT}",
+    ):  # fmt: skip
+        assert part in told
+
+
+def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(project, capsys):
+    options = ["--machine=e2-standard-4", "--zone=us-central1-b", "--spot", "--subnetwork=mine", "--nouse_public_ips"]
+    assert launched(*options, "--dry_run") == 0
+    shown = capsys.readouterr().out
+    assert requested(project.compute) == {}
+    assert launched(*options) == 0
+    bodies = [json.loads(part.partition("\n")[2]) for part in shown.split("POST ")[1:]]
+    for body, sent in zip(bodies, requested(project.compute).values(), strict=True):
+        assert without_end(body) == without_end(sent)
+    lines = [line for line in shown.splitlines() if line.startswith("POST")]
+    base = f"POST https://compute.googleapis.com/compute/v1/projects/{PROJECT}"
+    zone = f"{base}/zones/us-central1-b/instanceGroupManagers"
+    assert lines == [f"{base}/global/instanceTemplates", zone, f"{zone}/{NAME}/createInstances"]
+    (network,) = bodies[0]["properties"]["networkInterfaces"]
+    assert network == {"nicType": "GVNIC", "subnetwork": "regions/us-central1/subnetworks/mine"}
+    assert bodies[0]["properties"]["scheduling"]["provisioningModel"] == "SPOT"
+    assert bodies[0]["properties"]["scheduling"]["automaticRestart"] is False
+
+
+def without_end(body):
+    """What two launches have in common: they end at different times."""
+    body = copy.deepcopy(body)
+    if "properties" in body:
+        body["properties"]["scheduling"].pop("terminationTime")
+        items = body["properties"]["metadata"]["items"]
+        body["properties"]["metadata"]["items"] = [item for item in items if item["key"] != "koalarization-end"]
+    return body
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--machine=a9-none"], "--machine=a9-none is no type of machine"),
+        (["--machine=e2-standard-4", "--zone=mars-a"], "--zone=mars-a has no e2-standard-4; choose one of us-"),
+        (
+            ["--machine=e2-standard-4", "--zone=europe-west4-a"],
+            "gs://bucket lies in us-central1, but the work would be done in europe-west4",
+        ),
+        (["--machine=a2-highgpu-8g", "--count=3"], "batch_size is 8, which 24 replicas cannot share equally"),
+        (["--machine=a2-highgpu-8g", "--config.accumulation_steps=3"], "accumulation_steps is 3, into which"),
+        (["--machine=e2-standard-4", "--config.precision=double"], "precision is 'double'; choose one of"),
+        (["--machine=e2-standard-4", "--data=/data"], "--data=/data cannot be reached from the machines; name it as gs://"),
+        (["--machine=e2-standard-4", "--data=gs://bucket/no"], "gs://bucket/no is no dataset"),
+        (["--machine=e2-standard-4", "--workdir=gs://none/run"], "there is no bucket gs://none; make it"),
+        (["--machine=e2-standard-4", f"--image={IMAGE}-none"], "build it from docker/trainer.Dockerfile"),
+        (["--machine=e2-standard-4", "--max_hours=0"], "max_hours"),
+        (["--data=gs://bucket/data"], "--machine is missing: The type of the machines"),
+        (["--machine=e2-standard-4", "--data=gs://far-away/data"], "no zone near the data (gs://bucket in us-central1, gs://"),
+        (["--machine=e2-standard-4", "--project=other"], "project other cannot be looked at"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_one_line_before_anything_is_made(project, capsys, options, said):
+    assert launched(*options) in (1, 2)
+    assert said in error_of(capsys)
+    assert requested(project.compute) == {}
+
+
+@pytest.mark.parametrize(
+    ("what", "permission", "said"),
+    [
+        ("project", "compute.instances.create", "in project a-project, which roles/compute.instanceAdmin.v1 has"),
+        ("account", "iam.serviceAccounts.actAs", f"on {ACCOUNT}: gcloud iam"),
+    ],
+)
+def test_a_missing_permission_is_named_before_anything_is_made(project, capsys, what, permission, said):
+    project.permissions[what] -= {permission}
+    assert launched("--machine=e2-standard-4") == 1
+    assert f"you lack {permission} {said}" in error_of(capsys)
+    assert requested(project.compute) == {}
+
+
+def test_roles_that_the_machines_lack_are_warned_of(project, capsys):
+    project.roles = ["roles/editor"]
+    assert launched("--machine=e2-standard-4", "--dry_run") == 0
+    assert "WARNING" not in capsys.readouterr().err
+    project.roles = ["roles/logging.logWriter"]
+    assert launched("--machine=e2-standard-4", "--dry_run") == 0
+    assert "has not roles/compute.instanceAdmin.v1 in project a-project" in capsys.readouterr().err
+
+
+def test_an_image_that_cannot_train_is_refused(project, capsys):
+    project.images[IMAGE.partition("/")[2]] = {"org.koalarization.beam": "2.77.0"}
+    assert launched("--machine=e2-standard-4") == 1
+    assert f"image {IMAGE} is none to train with; build one from docker/trainer.Dockerfile" in error_of(capsys)
+
+
+def test_an_api_that_is_not_enabled(project, capsys):
+    project.disabled = {"compute.googleapis.com"}
+    assert launched("--machine=e2-standard-4") == 1
+    assert "compute.googleapis.com is not enabled: gcloud services enable" in error_of(capsys)
+
+
+def test_a_full_quota_is_seen_before_anything_is_made(project, capsys):
+    project.compute.quotas["NVIDIA_A100_GPUS"] = (8, 4)
+    assert launched("--machine=a2-highgpu-8g") == 1
+    assert error_of(capsys).startswith(
+        "error: project a-project may use 8 NVIDIA_A100_GPUS in us-central1, 4 of them are in use, and 8 are needed: "
+        "ask for more at https://console.cloud.google.com/iam-admin/quotas?project=a-project, or choose another --zone"
+    )
+    assert requested(project.compute) == {}
+    assert launched("--machine=a2-highgpu-8g", "--spot") == 0
+    assert launched("--machine=a3-highgpu-8g", "--workdir=gs://bucket/other") == 0  # of which there is no quota to see
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "said"),
+    [
+        (
+            "ZONE_RESOURCE_POOL_EXHAUSTED",
+            "The zone does not have enough\nresources.",
+            "us-central1-a has no a2-highgpu-8g to give at the moment; try --zone=us-central1-b: The zone does not",
+        ),
+        (
+            "QUOTA_EXCEEDED",
+            "Quota 'SSD_TOTAL_GB' exceeded. Limit: 500.0 in region us-central1.",
+            "a quota of a-project is full; ask for more, or try another region: Quota 'SSD_TOTAL_GB' exceeded.",
+        ),
+        ("PERMISSION_DENIED", "Required 'compute.disks.create'", "Required 'compute.disks.create' (PERMISSION_"),
+        ("RESOURCE_NOT_FOUND", "The resource 'networks/default' was not found", "The resource 'networks/default' was"),
+    ],
+)  # fmt: skip
+def test_machines_that_do_not_come_are_one_line_and_leave_nothing(project, capsys, code, message, said):
+    project.compute.errors = [(code, message)]
+    assert launched("--machine=a2-highgpu-8g") == 1
+    assert error_of(capsys).startswith(f"error: {said}")
+    assert (project.compute.groups, project.compute.templates) == ({}, {})
+    assert project.compute.deleted == [NAME]
+
+
+def test_a_refusal_on_the_way_is_one_line_and_leaves_nothing(project, capsys):
+    project.compute.refusals["compute.instanceGroupManagers.createInstances"] = Refusal(
+        403, "Quota 'INSTANCES' exceeded.", "quotaExceeded"
+    )
+    assert launched("--machine=e2-standard-4") == 1
+    line = error_of(capsys)
+    assert "Quota 'INSTANCES' exceeded." in line
+    assert "https://" not in line
+    assert (project.compute.groups, project.compute.templates) == ({}, {})
+
+
+def test_what_cannot_be_deleted_is_said(project, capsys):
+    project.compute.errors = [("QUOTA_EXCEEDED", "full")]
+    project.compute.refusals["compute.instanceGroupManagers.delete"] = Refusal(403, "not for you")
+    assert launched("--machine=e2-standard-4") == 1
+    said = capsys.readouterr().err
+    assert f"WARNING: {NAME} cannot be deleted: not for you; 'python -m trainer.launch stop' tries it again" in said
+    assert said.splitlines()[-1].startswith("error: a quota of a-project is full")
+
+
+def test_a_second_launch_is_refused_and_a_template_that_is_left_makes_way(project, capsys):
+    assert launched("--machine=e2-standard-4") == 0
+    capsys.readouterr()
+    assert launched("--machine=e2-standard-4", "--zone=us-central1-b") == 1
+    assert error_of(capsys).startswith(f"error: machines train in {RUN} already, in us-central1-a")
+    project.compute.groups.clear()  # as at the end of a run
+    assert launched("--machine=e2-standard-4") == 0
+
+
+def command(name, *options):
+    return cli.run(main, ["launch", name, f"--project={PROJECT}", *options])
+
+
+def said(project, machine, *texts, log="gcplogs-docker-driver"):
+    for text in texts:
+        body = {
+            "logName": f"projects/{PROJECT}/logs/{log}", "resource": {"type": "gce_instance"},
+            "entries": [{"jsonPayload": {"instance": {"name": machine}, "message": text}}],
+        }  # fmt: skip
+        project.logging._write({}, body)
+
+
+def test_status_shows_machines_and_what_they_said_last(project, capsys):
+    assert command("status") == 0
+    assert capsys.readouterr().out == f"no machines train in project {PROJECT}\n"
+    assert command("status", f"--workdir={RUN}") == 0
+    assert capsys.readouterr().out == f"no machines train in {RUN}\n"
+    assert launched("--machine=e2-standard-4", "--count=2") == 0
+    said(project, f"{NAME}-0", "epoch 1", "epoch 2")
+    assert command("status") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f"{RUN}: {NAME} in us-central1-a", f"  {NAME}-0  RUNNING  2026-01-01 00:00:01 0 epoch 2", f"  {NAME}-1  RUNNING"
+    ]  # fmt: skip
+    project.compute.groups[NAME]["machines"][f"{NAME}-1"] = None
+    project.compute.errors = [("ZONE_RESOURCE_POOL_EXHAUSTED", "none left")]
+    assert command("status", f"--workdir={RUN}/") == 0
+    assert f"{NAME}-1  none, CREATING (ZONE_RESOURCE_POOL_EXHAUSTED)" in capsys.readouterr().out
+
+
+def test_logs_are_those_of_the_run_in_their_order(project, capsys):
+    assert command("logs", f"--workdir={RUN}") == 0
+    assert capsys.readouterr().out == f"machines that train in {RUN} have said nothing yet\n"
+    said(project, f"{NAME}-0", "machine 0 of 2 starts", log="koalarization")
+    said(project, f"{NAME}-1", "hello")
+    said(project, f"{NAME}x-1", "of another run")
+    said(project, f"{NAME}-1", "noise", log="syslog")
+    assert command("logs", f"--workdir={RUN}") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "2026-01-01 00:00:00 0 machine 0 of 2 starts", "2026-01-01 00:00:01 1 hello"
+    ]  # fmt: skip
+
+
+def test_logs_are_followed_until_interrupted(project, capsys, monkeypatch):
+    said(project, f"{NAME}-0", *map(str, range(3)))
+    pauses = []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 4:
+            raise KeyboardInterrupt
+        if len(pauses) == 2:
+            said(project, f"{NAME}-0", "later", *map(str, range(100, 100 + 2500)))
+
+    monkeypatch.setattr("trainer.launch.logs.time.sleep", sleep)
+    monkeypatch.setattr("trainer.launch.logs._PAGE", 1000)
+    assert command("logs", f"--workdir={RUN}", "--follow") == 130
+    texts = [line.split(" ")[3] for line in capsys.readouterr().out.splitlines()]
+    assert texts == ["0", "1", "2", "later", *map(str, range(100, 2600))]
+
+
+def test_stop_deletes_machines_and_template(project, capsys):
+    assert launched("--machine=e2-standard-4") == 0
+    assert command("stop", f"--workdir={RUN}") == 0
+    assert (project.compute.groups, project.compute.templates, project.compute.deleted) == ({}, {}, [NAME])
+    assert launched("--machine=e2-standard-4") == 0
+    project.compute.groups.clear()  # as at the end of a run, which leaves the template
+    assert command("stop", f"--workdir={RUN}") == 0
+    assert project.compute.templates == {}
+    assert f"no machines train in {RUN}" in capsys.readouterr().err
+    assert command("stop", f"--workdir={RUN}") == 0
+
+
+def test_help_and_what_is_missing(capsys):
+    assert cli.run(main, ["launch", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for part in ("--max_hours", "--dry_run", "trainer.launch status", "(default: '24.0')"):
+        assert part in shown
+    assert cli.run(main, ["launch", "stop"]) == 2
+    assert "--workdir is missing" in error_of(capsys)
+    assert cli.run(main, ["launch", "logs", "--help"]) == 0
+    assert "--follow" in capsys.readouterr().out

@@ -1,0 +1,202 @@
+"""The script that each machine of a training job runs, run; the network and the container runtime are doubles."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import cloud_storage, container_runtime
+from tests.google_compute import Compute, Logging, Machine
+from tests.google_project import PROJECT
+from tests.programs import until
+
+SCRIPT = Path("trainer/launch/startup.sh")
+GROUP = "koalarization-train-0123456789"
+# A container: says which try this is, and ends as its line of "statuses" says; the last line holds for all after it.
+CONTAINER = """
+import json, os, signal, sys, time
+from pathlib import Path
+
+machine = Path(os.environ["MACHINE"])
+tries = machine / "tries"
+number = len(tries.read_text()) if tries.exists() else 0
+tries.write_text("x" * (number + 1))
+statuses = json.loads((machine / "statuses").read_text())
+status = statuses[min(number, len(statuses) - 1)]
+(machine / "arguments").write_text(json.dumps(sys.argv[1:]))
+(machine / "tf_config").write_text(os.environ.get("TF_CONFIG", ""))
+print(f"try {number}", flush=True)
+if status == "forever":
+    signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(143)))
+    time.sleep(600)
+sys.exit(status)
+"""
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory):
+    compute, logging = Compute(), Logging()
+    folder = tmp_path_factory.mktemp("cloud")
+    with cloud_storage.running(folder, services=[compute, logging]) as server:
+        server.compute, server.logging = compute, logging
+        yield server
+
+
+@pytest.fixture
+def start(cloud, tmp_path):
+    """Starts the first machine of a job, whose container ends with one status after the other."""
+    machines = []
+
+    def start_(*statuses, seconds=3600, count=1, gpus=0, image_status=0, **variables):
+        cloud.compute.groups[GROUP] = {"zone": "us-central1-a", "machines": {}}
+        attributes = {
+            "startup-script": SCRIPT.read_text(), "koalarization-arguments": "--config.seed=7\n--data=gs://b/a b'\"$x",
+            "koalarization-config": "# a configuration", "koalarization-count": str(count),
+            "koalarization-end": str(int(time.time()) + seconds), "koalarization-gpus": str(gpus),
+            "koalarization-image": "us-central1-docker.pkg.dev/p/r/trainer@sha256:0",
+        }  # fmt: skip
+        folder = tmp_path / str(len(machines))
+        folder.mkdir()
+        (folder / "statuses").write_text(json.dumps(statuses))
+        (folder / "container.py").write_text(CONTAINER)
+        (folder / container_runtime.IMAGE_STATUS).write_text(str(image_status))
+        environment = {
+            **cloud.environment, "CONTAINER": json.dumps([sys.executable, str(folder / "container.py")]),
+            "GPUS": str(gpus),
+            "PORTS": json.dumps({f"{GROUP}-{i}.us-central1-a.c.{PROJECT}.internal:2222": 7000 + i for i in range(3)}),
+            **variables,
+        }  # fmt: skip
+        machines.append(Machine(f"{GROUP}-0", attributes, folder, environment))
+        return machines[-1]
+
+    cloud.compute.deleted.clear()
+    cloud.logging.entries.clear()
+    yield start_
+    for machine in machines:
+        machine.kill()
+    assert cloud.compute.refused + cloud.logging.refused == []
+    for machine in machines:
+        assert machine.refused == []
+
+
+def deleted(cloud):
+    until(lambda: cloud.compute.deleted)
+    assert cloud.compute.deleted == [GROUP]
+    return cloud.logging.said()
+
+
+def test_a_linter_has_nothing_to_say():
+    command = [Path(sys.executable).parent / "shellcheck", SCRIPT]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "")
+
+
+def test_a_run_that_is_finished_deletes_all_machines(cloud, start):
+    machine = start(0)
+    said = deleted(cloud)
+    assert said == [
+        "machine 0 of 1 starts", "try 0", "training is finished; all machines of the job are deleted now"
+    ]  # fmt: skip
+    assert "koalarization: training is finished" in machine.said  # at the serial port, too
+    (name,) = {entry["jsonPayload"]["instance"]["name"] for entry in cloud.logging.entries}
+    assert name == f"{GROUP}-0"
+    config, *arguments = json.loads((machine.folder / "arguments").read_text())
+    assert Path(config.partition("=")[2]).read_text() == "# a configuration"
+    assert arguments == ["--config.seed=7", "--data=gs://b/a b'\"$x"]
+    assert (machine.folder / "tf_config").read_text() == ""
+    (login,) = [call for call in container_runtime.calls(machine.folder, "docker") if call[0] == "login"]
+    assert login[-1] == "https://us-central1-docker.pkg.dev"
+    assert "a-token" not in machine.said + "".join(said) + (machine.folder / "calls").read_text()
+
+
+@pytest.mark.parametrize("status", [75, 130, 143])
+def test_what_was_told_to_stop_or_lost_a_machine_goes_on_for_as_long_as_it_takes(cloud, start, status):
+    start(*[status] * 5, 0)
+    said = deleted(cloud)
+    assert said.count(f"training was told to stop, or lost another machine (status {status}); it goes on") == 5
+    assert said[-1].startswith("training is finished")
+
+
+def test_what_fails_is_tried_again_and_given_up_soon(cloud, start):
+    start(1, 137, 1)
+    said = deleted(cloud)
+    assert [line for line in said if line.startswith("try ")] == ["try 0", "try 1", "try 2"]
+    assert "training failed (status 137); it is tried again" in said
+    assert said[-1] == "training failed 3 times in a row (status 1); all machines of the job are deleted now"
+
+
+def test_arguments_that_are_not_understood_are_given_up_at_once(cloud, start):
+    start(2)
+    said = deleted(cloud)
+    assert [line for line in said if line.startswith("try ")] == ["try 0"]
+    assert said[-1].startswith("trainer.train does not understand its arguments (status 2)")
+
+
+def test_when_its_time_is_over_it_is_saved_and_all_machines_are_deleted(cloud, start):
+    start("forever", seconds=5)
+    said = deleted(cloud)
+    assert said[1:3] == ["try 0", "saved"]
+    assert said[-1].startswith("the time of the job is over; the same launch goes on from its last checkpoint")
+
+
+def test_a_machine_that_comes_when_the_time_is_over_trains_no_more(cloud, start):
+    start(0, seconds=-1)
+    said = deleted(cloud)
+    assert [line for line in said if line.startswith("try ")] == []
+    assert said[-1].startswith("the time of the job is over")
+
+
+def test_a_machine_that_is_stopped_saves_its_state_and_goes_on_when_it_starts(cloud, start):
+    machine = start("forever", 0)
+    until(lambda: "try 0" in cloud.logging.said())
+    machine.shut_down()
+    assert cloud.logging.said()[-1] == "saved"  # what Docker cannot do after that is no failure
+    assert cloud.compute.deleted == []
+    machine.boot()
+    said = deleted(cloud)
+    assert "try 1" in said
+    removed = [call for call in container_runtime.calls(machine.folder, "docker") if call[0] == "rm"]
+    assert len(removed) == 2
+
+
+def test_machines_find_each_other_by_their_names(cloud, start):
+    machine = start(0, count=3)
+    deleted(cloud)
+    (run,) = [call for call in container_runtime.calls(machine.folder, "docker") if call[0] == "run"]
+    (config,) = [part.partition("=")[2] for part in run if part.startswith("--env=TF_CONFIG=")]
+    workers = [f"{GROUP}-{index}.us-central1-a.c.{PROJECT}.internal:2222" for index in range(3)]
+    assert json.loads(config.partition("=")[2]) == {
+        "cluster": {"worker": workers}, "task": {"type": "worker", "index": 0}
+    }  # fmt: skip
+
+
+def test_gpus_get_their_driver_once_a_boot(cloud, start):
+    machine = start(1, 0, gpus=2)
+    said = deleted(cloud)
+    assert said.count("installs NVIDIA's driver for 2 GPUs") == 1
+    assert len(container_runtime.calls(machine.folder, "cos-extensions")) == 1
+    mounts = container_runtime.calls(machine.folder, "mount")
+    assert mounts == [["--bind", "/var/lib/nvidia", "/var/lib/nvidia"], ["-o", "remount,exec", "/var/lib/nvidia"]]
+    run = next(call for call in container_runtime.calls(machine.folder, "docker") if call[0] == "run")
+    devices = {part for part in run if part.startswith("--device=")}
+    names = ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm")
+    assert devices == {f"--device=/dev/{name}" for name in names}
+    assert "--volume=/var/lib/nvidia/lib64:/usr/local/nvidia/lib64:ro" in run
+
+
+def test_a_machine_that_lacks_gpus_does_not_train(cloud, start):
+    machine = start(0, gpus=2, GPUS="1")
+    said = deleted(cloud)
+    assert "NVIDIA's driver finds 1 of 2 GPUs: a line of the installer" in said
+    assert said[-1].startswith("training failed 3 times in a row")
+    assert [call for call in container_runtime.calls(machine.folder, "docker") if call[0] == "run"] == []
+
+
+def test_an_image_that_cannot_be_fetched_is_said(cloud, start):
+    start(0, image_status=1)
+    said = deleted(cloud)
+    assert any(line.endswith("cannot be fetched: no permission") for line in said)
+    assert said[-1].startswith("training failed 3 times in a row")

@@ -1,0 +1,179 @@
+r"""Trains on machines of Google Cloud: makes them, lets them train, and has them deleted at the end.
+
+    python -m trainer.launch --config=configs/koalarization.py --data=gs://BUCKET/data --workdir=gs://BUCKET/run \
+        --machine=a2-highgpu-8g --count=1 --spot
+    python -m trainer.launch status --workdir=gs://BUCKET/run
+    python -m trainer.launch logs --workdir=gs://BUCKET/run --follow
+    python -m trainer.launch stop --workdir=gs://BUCKET/run
+
+Each machine installs NVIDIA's driver, fetches the image and runs `trainer.train`, on all GPUs of all machines together.
+One that is stopped for maintenance or taken away is started again, and the run goes on from its last checkpoint. When
+it is finished, has failed three times in a row, or --max_hours have passed, all machines delete themselves; the same
+command goes on with a run that is not finished. They train without the program that made them.
+
+Before anything is made it looks whether data and machines share a region, and for permissions, quotas and the image;
+--dry_run ends there, and shows the requests to Compute Engine. docs/google-cloud.md says which roles are needed.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from pipeline import cli
+from pipeline.errors import UserError
+
+try:
+    from cloud.api import Api
+    from cloud.compute import Compute
+except ImportError as error:
+    sys.exit(f"error: trainer.launch needs {error.name}; install koalarization[launch]")
+from trainer.launch import choose, job, machines
+from trainer.launch.logs import Logs
+
+_LOGGER = logging.getLogger(__name__)
+_LINES = 100  # of a log that are shown at first
+
+
+def main(argv: Sequence[str]) -> None:
+    """Does what a command line names, or else makes machines that train."""
+    if len(argv) > 1 and argv[1] in _COMMANDS:
+        _COMMANDS[argv[1]]([argv[0], *argv[2:]])
+        return
+    _launch(argv)
+
+
+def _launch(argv: Sequence[str]) -> None:
+    values = _flags()
+    cli.define_config(values, argv)
+    flags.DEFINE_string("data", None, "The directory of a dataset on Cloud Storage.", flag_values=values)
+    flags.DEFINE_string("machine", None, "The type of the machines, as a2-highgpu-8g.", flag_values=values)
+    flags.DEFINE_integer("count", 1, "How many machines train together.", lower_bound=1, flag_values=values)
+    flags.DEFINE_boolean(
+        "spot", False, "Cheap machines, which may be taken away at any time and are then made anew.", flag_values=values
+    )
+    flags.DEFINE_float(
+        "max_hours", 24.0, "When all machines are deleted, whatever they do.", lower_bound=0.1, upper_bound=2000.0,
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "zone", None, "Of the machines, as us-central1-a; else one near the data that has them.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "image", None, "Of the container; else REGION-docker.pkg.dev/PROJECT/koalarization/trainer:main.",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "service_account_email", None, "As whom the machines run; else Compute Engine's default.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "subnetwork", None, "The subnetwork of the machines; else the default network.", flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "use_public_ips", True, "Without, machines reach Google alone, if their subnetwork lets them.",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_boolean("dry_run", False, "Looks, shows the requests, and makes nothing.", flag_values=values)
+    cli.parse_flags(values, argv, __doc__)
+    cli.require(values, "data", "workdir", "machine")
+    api = Api()
+    compute = Compute(choose.project_of(api, values.project), api.credentials)
+    path = config_flags.get_config_filename(values["config"])
+    overrides = [
+        f"--config.{name}={value}" for name, value in config_flags.get_override_values(values["config"]).items()
+    ]
+    with open(path) as file:
+        text = file.read()
+    wishes = choose.Wishes(
+        compute.project, values.zone, values.machine, values.count, values.spot, values.max_hours, values.image,
+        values.service_account_email, values.subnetwork, values.use_public_ips,
+    )  # fmt: skip
+    _refuse_second(compute, values.workdir)
+    chosen = choose.choose(api, compute, wishes, values.config, text, overrides, values.data, values.workdir)
+    _LOGGER.info("%s", job.describe(chosen))
+    if values.dry_run:
+        print(job.show(chosen))
+        return
+    machines.make(compute, chosen)
+    _LOGGER.info("all machines run; training goes on without this program. To see and to stop it:")
+    for command in ("logs --follow", "status", "stop"):
+        name, _, more = command.partition(" ")
+        _LOGGER.info(
+            "  python -m trainer.launch %s --project=%s --workdir=%s%s", name, chosen.project, chosen.workdir,
+            f" {more}" if more else "",
+        )  # fmt: skip
+
+
+def _refuse_second(compute: Compute, workdir: str) -> None:
+    for group in compute.groups(job.group_name(workdir)):
+        raise UserError(
+            f"machines train in {workdir} already, in {group.zone}: 'python -m trainer.launch status' shows them, "
+            "'stop' stops them"
+        )
+
+
+def _status(argv: Sequence[str]) -> None:
+    """Shows the machines of a run and what they said last; without --workdir, of all runs of the project."""
+    values = _flags()
+    cli.parse_flags(values, argv, _status.__doc__)
+    api = Api()
+    compute = Compute(choose.project_of(api, values.project), api.credentials)
+    name = job.group_name(values.workdir) if values.workdir else f"{job.PREFIX}.*"
+    groups = compute.groups(name)
+    if not groups:
+        print(f"no machines train in {values.workdir or 'project ' + compute.project}")
+    for group in groups:
+        print(f"{group.description}: {group.name} in {group.zone}")
+        lines = {line.machine: line for line in Logs(api, compute.project, group.name).last(_LINES)}
+        for machine in compute.machines(group.name, group.zone):
+            print(f"  {machines.describe(machine)}  {lines.get(machine.name, '')}".rstrip())
+
+
+def _logs(argv: Sequence[str]) -> None:
+    """Shows what the machines of a run said last: time in UTC, number of the machine, text."""
+    values = _flags()
+    flags.DEFINE_boolean("follow", False, "Goes on with what they say, until interrupted.", flag_values=values)
+    cli.parse_flags(values, argv, _logs.__doc__)
+    cli.require(values, "workdir")
+    api = Api()
+    logs = Logs(api, choose.project_of(api, values.project), job.group_name(values.workdir))
+    lines = logs.last(_LINES)
+    for line in lines:
+        print(line)
+    if values.follow:
+        for line in logs.follow(lines):
+            print(line, flush=True)
+    elif not lines:
+        print(f"machines that train in {values.workdir} have said nothing yet")
+
+
+def _stop(argv: Sequence[str]) -> None:
+    """Deletes the machines of a run, which save its state before; the launch that made them goes on from there."""
+    values = _flags()
+    cli.parse_flags(values, argv, _stop.__doc__)
+    cli.require(values, "workdir")
+    api = Api()
+    compute = Compute(choose.project_of(api, values.project), api.credentials)
+    name = job.group_name(values.workdir)
+    groups = compute.groups(name)
+    for group in groups:
+        _LOGGER.info("deletes the machines of %s in %s", group.name, group.zone)
+        compute.delete(group.name, group.zone)
+    if not groups:
+        compute.delete(name, None)
+        _LOGGER.info("no machines train in %s", values.workdir)
+
+
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "The directory of the run on Cloud Storage.", flag_values=values)
+    flags.DEFINE_string("project", None, "The Google Cloud project; else that of your credentials.", flag_values=values)
+    return values
+
+
+_COMMANDS = {"status": _status, "logs": _logs, "stop": _stop}
+
+if __name__ == "__main__":
+    cli.launch(main)

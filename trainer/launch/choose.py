@@ -1,0 +1,184 @@
+"""What a training job on Google Cloud is to be: what is chosen where nothing is said, and a look at what would fail."""
+
+import dataclasses
+import datetime
+import logging
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from cloud import checks
+from cloud.api import Api
+from cloud.compute import Compute, MachineType
+from pipeline import manifest
+from pipeline.errors import UsageError, UserError
+from trainer import loop, replicas, workdir
+from trainer.checkpoints import Checkpoints
+from trainer.launch.job import Job
+
+_LOGGER = logging.getLogger(__name__)
+_SERVICES = ("compute.googleapis.com", "logging.googleapis.com", "storage.googleapis.com")
+_PERMISSIONS = dict.fromkeys(
+    (
+        "compute.instanceTemplates.create", "compute.instanceGroupManagers.create",
+        "compute.instanceGroupManagers.delete", "compute.instances.create",
+    ),
+    "roles/compute.instanceAdmin.v1",
+)  # fmt: skip
+_RECIPE = "docker/trainer.Dockerfile"
+_ABOVE = ("roles/editor", "roles/owner")
+_ACCOUNT_ROLES = ("roles/compute.instanceAdmin.v1", "roles/logging.logWriter")
+_QUOTAS = "https://console.cloud.google.com/iam-admin/quotas?project="
+
+
+@dataclasses.dataclass(frozen=True)
+class Wishes:
+    """What a command line says of machines.
+
+    Attributes:
+        project: that pays, or None for that of the credentials.
+        zone: of the machines, or None for one that has them, near the run.
+        machine: their type.
+        count: how many.
+        spot: cheap ones, which may be taken away.
+        max_hours: after which they are deleted.
+        image: of the container, or None for the project's own.
+        account: the service account as whom they run, or None for Compute Engine's own.
+        subnetwork: its name, or None for the default network.
+        public_ips: whether they have addresses of the internet.
+    """
+
+    project: str | None
+    zone: str | None
+    machine: str
+    count: int
+    spot: bool
+    max_hours: float
+    image: str | None
+    account: str | None
+    subnetwork: str | None
+    public_ips: bool
+
+
+def project_of(api: Api, project: str | None) -> str:
+    """The project that pays.
+
+    Raises:
+        UsageError: none is named, and the credentials come with none.
+    """
+    if not (found := project or api.project):
+        raise UsageError("--project is missing: the ID of the Google Cloud project that pays for the machines")
+    return found
+
+
+def choose(
+    api: Api, compute: Compute, wishes: Wishes, config: ConfigDict, text: str, overrides: Sequence[str],
+    data: str, work_dir: str,
+) -> Job:  # fmt: skip
+    """Chooses what is not said, and looks for what would make the job fail.
+
+    Args:
+        api: who asks.
+        compute: Compute Engine, in the project that pays.
+        wishes: what is said.
+        config: as it will be.
+        text: of the file that it comes from.
+        overrides: what else is said of it, as arguments.
+        data: a dataset on Cloud Storage.
+        work_dir: the directory of the run there.
+
+    Raises:
+        UsageError: something is missing or cannot be.
+        UserError: what would make the job fail.
+    """
+    project = compute.project
+    _check_run(config, data, work_dir)
+    checks.check_services(api, project, _SERVICES)
+    zone, machine = _find_zone(api, compute, wishes, data, work_dir)
+    region = zone.rpartition("-")[0]
+    count = wishes.count * max(1, machine.gpus)
+    replicas.check_batch(config.batch_size, count)
+    loop.check(config, count)
+    checks.check_permissions(api, project, _PERMISSIONS)
+    account = wishes.account or checks.default_account(api, project)
+    checks.check_account(api, account)
+    for role in _ACCOUNT_ROLES:
+        checks.look_for_role(api, project, account, (role, *_ABOVE))
+    image = wishes.image or f"{region}-docker.pkg.dev/{project}/koalarization/trainer:main"
+    _check_quota(compute, region, machine, wishes)
+    return Job(
+        workdir=work_dir, project=project, zone=zone, machine=machine, count=wishes.count, spot=wishes.spot,
+        end=datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=wishes.max_hours),
+        image=_pin_image(api, image), account=account, subnetwork=wishes.subnetwork,
+        public_ips=wishes.public_ips, config=text, arguments=(*overrides, f"--data={data}", f"--workdir={work_dir}"),
+    )  # fmt: skip
+
+
+def _check_run(config: ConfigDict, data: str, work_dir: str) -> None:
+    for name, path in (("data", data), ("workdir", work_dir)):
+        if not path.startswith("gs://"):
+            raise UsageError(f"--{name}={path} cannot be reached from the machines; name it as gs://BUCKET/DIRECTORY")
+    dataset = manifest.read(data)
+    if Checkpoints(work_dir).steps():
+        workdir.check(work_dir, config, dataset)
+
+
+def _find_zone(api: Api, compute: Compute, wishes: Wishes, data: str, work_dir: str) -> tuple[str, MachineType]:
+    buckets = [checks.find_bucket(api, name) for name in sorted({path.split("/")[2] for path in (data, work_dir)})]
+    found = compute.machine_types(wishes.machine)
+    if not found:
+        raise UsageError(
+            f"--machine={wishes.machine} is no type of machine; 'gcloud compute machine-types list' names them"
+        )
+    near = sorted(
+        zone for zone in found if all(bucket is None or bucket.is_in(zone.rpartition("-")[0]) for bucket in buckets)
+    )
+    if wishes.zone is None:
+        if not near:
+            places = ", ".join(f"gs://{each.name} in {each.location.lower()}" for each in buckets if each)
+            raise UserError(f"no zone near the data ({places}) has {wishes.machine}; it is in {_some(found)}")
+        _LOGGER.info("zone %s was chosen of those near the data that have %s: %s", near[0], wishes.machine, _some(near))
+        return near[0], found[near[0]]
+    if wishes.zone not in found:
+        raise UsageError(f"--zone={wishes.zone} has no {wishes.machine}; choose one of {_some(near or found)}")
+    for bucket in buckets:
+        if bucket:
+            checks.check_region(bucket, wishes.zone.rpartition("-")[0])
+    return wishes.zone, found[wishes.zone]
+
+
+def _some(zones: Sequence[str] | dict[str, MachineType]) -> str:
+    names = sorted(zones)
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} others" if len(names) > 8 else "")
+
+
+def _pin_image(api: Api, image: str) -> str:
+    """The name of an image that will not change while machines come and go."""
+    found = checks.find_image(api, image, _RECIPE)
+    if found is None:
+        return image
+    if checks.TENSORFLOW_LABEL not in found.labels:
+        raise UserError(f"image {image} is none to train with; build one from {_RECIPE}")
+    return found.pinned
+
+
+def _check_quota(compute: Compute, region: str, machine: MachineType, wishes: Wishes) -> None:
+    """Looks whether as many GPUs may be used; of those that no quota of the region is for, Compute Engine says it."""
+    needed = wishes.count * machine.gpus
+    if not needed:
+        return
+    kind = machine.gpu_type.removeprefix("nvidia-").removeprefix("tesla-").upper().replace("-", "_")
+    quotas = compute.quotas(region)
+    prefix = "PREEMPTIBLE_" if wishes.spot else ""
+    names = (f"{prefix}NVIDIA_{each}_GPUS" for each in (kind, kind.removesuffix("_80GB")))
+    metric = next((name for name in names if name in quotas), None)
+    if metric is None:
+        _LOGGER.info("whether a quota of %s is left for %s could not be looked up", region, machine.gpu_type)
+        return
+    limit, usage = quotas[metric]
+    if limit - usage < needed:
+        raise UserError(
+            f"project {compute.project} may use {limit:.0f} {metric} in {region}, {usage:.0f} of them are in use, and "
+            f"{needed} are needed: ask for more at {_QUOTAS}{compute.project}, or choose another --zone"
+            + ("" if wishes.spot else ", or --spot, which has a quota of its own")
+        )

@@ -1,0 +1,138 @@
+#!/bin/bash
+# Runs as root on each machine of a training job, at every boot (Container-Optimized OS): the driver, the container, and
+# the end of all machines. What it is to do stands in the metadata of its instance; see trainer/launch/job.py.
+#
+# The container's exit status decides: 0 is the end; 130 and 143, told to stop, and 75, another machine is gone, start it
+# again; all else does so, too, but three times in a row only. Whatever ends the job deletes the whole group, and with it
+# this machine.
+set -uo pipefail
+
+readonly PORT=2222          # where the machines of a job find each other
+readonly TRIES=3            # that may fail one after the other
+readonly LONG=1800          # seconds after which a failure is no longer one after the other
+readonly STOP_SECONDS=120   # that training may take to save itself at the end of its time
+readonly PREEMPTED=25       # and when the machine is taken away, which gives it 30
+
+ask() { curl --silent --show-error --fail --retry 5 --retry-connrefused --max-time 60 "$@"; }
+
+metadata() {
+  ask --header Metadata-Flavor:Google "http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/$1"
+}
+
+attribute() { metadata "instance/attributes/koalarization-$1"; }
+
+token() { metadata instance/service-accounts/default/token | sed -E 's/.*"access_token" *: *"([^"]+)".*/\1/'; }
+
+# The token by a pipe, not as an argument, which others on the machine could read.
+authorized() { ask --config <(token | sed 's/^/header = "Authorization: Bearer /; s/$/"/') "$@"; }
+
+# Says a line, here and in Cloud Logging.
+say() {
+  local line
+  line=$(tr '[:cntrl:]"\134' ' ' <<<"$1")  # so that it is JSON; \134 is a backslash
+  line=${line% }
+  echo "koalarization: $line"
+  authorized --output /dev/null --header 'Content-Type: application/json' --data @- \
+    https://logging.googleapis.com/v2/entries:write <<<"{
+      \"logName\": \"projects/$project/logs/koalarization\",
+      \"resource\": {\"type\": \"gce_instance\", \"labels\": {\"instance_id\": \"$id\", \"zone\": \"$zone\"}},
+      \"entries\": [{\"jsonPayload\": {\"instance\": {\"name\": \"$name\"}, \"message\": \"$line\"}}]
+    }" || true
+}
+
+# Deletes all machines of the job; asks for it until this one goes.
+finish() {
+  say "$1; all machines of the job are deleted now"
+  until authorized --request DELETE --output /dev/null \
+    "https://compute.googleapis.com/compute/v1/projects/$project/zones/$zone/instanceGroupManagers/$group"; do
+    say "the machines cannot be deleted: does their service account have roles/compute.instanceAdmin.v1?"
+    sleep 60
+  done
+  sleep infinity
+}
+
+install_driver() {
+  PATH=$PATH:/var/lib/nvidia/bin
+  [[ $(nvidia-smi --list-gpus 2>/dev/null | wc -l) == "$gpus" ]] && return
+  say "installs NVIDIA's driver for $gpus GPUs"
+  { cos-extensions install gpu && mount --bind /var/lib/nvidia /var/lib/nvidia &&
+    mount -o remount,exec /var/lib/nvidia; } >"$home/driver.log" 2>&1
+  local found
+  found=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+  [[ $found == "$gpus" ]] && return
+  say "NVIDIA's driver finds $found of $gpus GPUs: $(tail --lines=1 "$home/driver.log")"
+  return 1
+}
+
+fetch_image() {
+  local said
+  said=$(token | docker login --username=oauth2accesstoken --password-stdin "https://${image%%/*}" 2>&1 &&
+    docker pull --quiet "$image" 2>&1) && return
+  say "image $image cannot be fetched: $(tail --lines=1 <<<"$said")"
+  return 1
+}
+
+# Who trains with whom, for TensorFlow; names of machines outlast their addresses.
+cluster() {
+  local domain index workers=""
+  domain=$(metadata instance/hostname) && domain=${domain#*.} || return
+  for ((index = 0; index < count; index++)); do
+    workers+="${workers:+, }\"$group-$index.$domain:$PORT\""
+  done
+  echo "{\"cluster\": {\"worker\": [$workers]}, \"task\": {\"type\": \"worker\", \"index\": ${name##*-}}}"
+}
+
+# Trains for some seconds at most.
+train() {
+  local options=() tf_config
+  if ((count > 1)); then
+    tf_config=$(cluster) || return
+    options+=(--env="TF_CONFIG=$tf_config")
+  fi
+  if ((gpus > 0)); then
+    options+=(--volume=/var/lib/nvidia/lib64:/usr/local/nvidia/lib64:ro --volume=/var/lib/nvidia/bin:/usr/local/nvidia/bin:ro)
+    options+=(--device=/dev/nvidiactl --device=/dev/nvidia-uvm)
+    local gpu
+    for ((gpu = 0; gpu < gpus; gpu++)); do options+=("--device=/dev/nvidia$gpu"); done
+  fi
+  docker rm --force trainer >/dev/null 2>&1  # of before the machine was stopped
+  timeout --kill-after=$STOP_SECONDS "$1" docker run --name=trainer --rm --network=host --ipc=host \
+    --stop-timeout=$PREEMPTED --log-driver=gcplogs --volume="$home/config.py:/config.py:ro" "${options[@]}" \
+    --entrypoint=python "$image" -m trainer.train --config=/config.py "${arguments[@]}"
+}
+
+home=$(mktemp --directory)
+export DOCKER_CONFIG=$home/docker
+until project=$(metadata project/project-id) && id=$(metadata instance/id) && name=$(metadata instance/name) &&
+  zone=$(metadata instance/zone) && end=$(attribute end) && count=$(attribute count) && gpus=$(attribute gpus) &&
+  image=$(attribute image) && attribute config >"$home/config.py" && attribute arguments >"$home/arguments"; do
+  sleep 10
+done
+mapfile -t arguments <"$home/arguments"
+zone=${zone##*/}
+group=${name%-*}
+chmod 0644 "$home/config.py"
+
+say "machine ${name##*-} of $count starts"
+failures=0
+while true; do
+  seconds=$((end - $(date +%s)))
+  ((seconds > 0)) || finish "the time of the job is over; the same launch goes on from its last checkpoint"
+  began=$SECONDS
+  status=1
+  { ((gpus == 0)) || install_driver; } && fetch_image && { train "$seconds"; status=$?; }
+  # While the machine goes down, Docker goes before this script, and what fails then says nothing of the job.
+  [[ $(systemctl is-system-running) == stopping ]] && sleep infinity
+  case $status in
+    0) finish "training is finished" ;;
+    124) continue ;;  # by `timeout`
+    75 | 130 | 143) say "training was told to stop, or lost another machine (status $status); it goes on" ;;
+    2) finish "trainer.train does not understand its arguments (status 2)" ;;
+    *)
+      ((SECONDS - began < LONG)) || failures=0
+      ((++failures < TRIES)) || finish "training failed $TRIES times in a row (status $status)"
+      say "training failed (status $status); it is tried again"
+      ;;
+  esac
+  sleep 10
+done
