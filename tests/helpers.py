@@ -79,6 +79,16 @@ def train(config, dataset, workdir, strategy=None):
     return loop.train_and_evaluate(config, strategy, dataset.directory, str(workdir))
 
 
+def weights(run):
+    """All tensors of the last checkpoint of a run."""
+    reader = tf.compat.v1.train.NewCheckpointReader(str(max((run / "checkpoints").iterdir()) / "state"))
+    return {
+        name: reader.get_tensor(name).tobytes()
+        for name in reader.get_variable_to_shape_map()
+        if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
+    }
+
+
 def assert_weights_close(first, second, **tolerance):
     """Of two states."""
     for a, b in zip(first.model.network.get_weights(), second.model.network.get_weights(), strict=True):

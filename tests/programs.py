@@ -62,9 +62,9 @@ def chromium(*arguments):
         browser.quit()
 
 
-def until(condition):
-    """What a condition gives once it is true, within a minute."""
-    end = time.monotonic() + 60
+def until(condition, seconds=60):
+    """What a condition gives once it is true, within some seconds."""
+    end = time.monotonic() + seconds
     while True:
         try:
             if found := condition():

@@ -14,11 +14,10 @@ import urllib.request
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
 from tests import cloud_storage
-from tests.helpers import TINY
+from tests.helpers import TINY, weights
 from tests.programs import free_ports, until
 
 _SETTINGS = ("dataset.layout=compact", "model.width_multiplier=0.0625", "epochs_per_learning_rate=1,1")
@@ -73,16 +72,6 @@ def tree(folder):
 
 def pixels(png):
     return np.asarray(Image.open(io.BytesIO(png)))
-
-
-def weights(run):
-    """All tensors of the last checkpoint of a run."""
-    reader = tf.compat.v1.train.NewCheckpointReader(str(max((run / "checkpoints").iterdir()) / "state"))
-    return {
-        name: reader.get_tensor(name).tobytes()
-        for name in reader.get_variable_to_shape_map()
-        if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
-    }
 
 
 def scalars_on_a_board(run, environment):

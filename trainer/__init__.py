@@ -2,4 +2,4 @@
 
 from pipeline import loading
 
-loading.tensorflow()
+loading.keep_quiet()

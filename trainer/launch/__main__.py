@@ -23,14 +23,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from pipeline import cli
-from pipeline.errors import UserError
+from pipeline.errors import UsageError, UserError
 
 try:
     from cloud.api import Api
     from cloud.compute import Compute
 except ImportError as error:
     sys.exit(f"error: trainer.launch needs {error.name}; install koalarization[launch]")
-from trainer.launch import choose, job, machines
+from trainer.launch import job, machines
 from trainer.launch.logs import Logs
 
 _LOGGER = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def _launch(argv: Sequence[str]) -> None:
         "spot", False, "Cheap machines, which may be taken away at any time and are then made anew.", flag_values=values
     )
     flags.DEFINE_float(
-        "max_hours", 24.0, "When all machines are deleted, whatever they do.", lower_bound=0.1, upper_bound=2000.0,
+        "max_hours", 24.0, "When all machines are deleted, whatever they do.", lower_bound=0.01, upper_bound=2000.0,
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_string(
@@ -78,8 +78,10 @@ def _launch(argv: Sequence[str]) -> None:
     flags.DEFINE_boolean("dry_run", False, "Looks, shows the requests, and makes nothing.", flag_values=values)
     cli.parse_flags(values, argv, __doc__)
     cli.require(values, "data", "workdir", "machine")
+    from trainer.launch import choose  # TensorFlow, for which the other commands need not wait
+
     api = Api()
-    compute = Compute(choose.project_of(api, values.project), api.credentials)
+    compute = Compute(_project(api, values.project), api.credentials)
     path = config_flags.get_config_filename(values["config"])
     overrides = [
         f"--config.{name}={value}" for name, value in config_flags.get_override_values(values["config"]).items()
@@ -119,7 +121,7 @@ def _status(argv: Sequence[str]) -> None:
     values = _flags()
     cli.parse_flags(values, argv, _status.__doc__)
     api = Api()
-    compute = Compute(choose.project_of(api, values.project), api.credentials)
+    compute = Compute(_project(api, values.project), api.credentials)
     name = job.group_name(values.workdir) if values.workdir else f"{job.PREFIX}.*"
     groups = compute.groups(name)
     if not groups:
@@ -138,7 +140,7 @@ def _logs(argv: Sequence[str]) -> None:
     cli.parse_flags(values, argv, _logs.__doc__)
     cli.require(values, "workdir")
     api = Api()
-    logs = Logs(api, choose.project_of(api, values.project), job.group_name(values.workdir))
+    logs = Logs(api, _project(api, values.project), job.group_name(values.workdir))
     lines = logs.last(_LINES)
     for line in lines:
         print(line)
@@ -155,7 +157,7 @@ def _stop(argv: Sequence[str]) -> None:
     cli.parse_flags(values, argv, _stop.__doc__)
     cli.require(values, "workdir")
     api = Api()
-    compute = Compute(choose.project_of(api, values.project), api.credentials)
+    compute = Compute(_project(api, values.project), api.credentials)
     name = job.group_name(values.workdir)
     groups = compute.groups(name)
     for group in groups:
@@ -164,6 +166,17 @@ def _stop(argv: Sequence[str]) -> None:
     if not groups:
         compute.delete(name, None)
         _LOGGER.info("no machines train in %s", values.workdir)
+
+
+def _project(api: Api, project: str | None) -> str:
+    """The project that pays.
+
+    Raises:
+        UsageError: none is named, and the credentials come with none.
+    """
+    if not (found := project or api.project):
+        raise UsageError("--project is missing: the ID of the Google Cloud project that pays for the machines")
+    return found
 
 
 def _flags() -> flags.FlagValues:

@@ -60,17 +60,6 @@ class Wishes:
     public_ips: bool
 
 
-def project_of(api: Api, project: str | None) -> str:
-    """The project that pays.
-
-    Raises:
-        UsageError: none is named, and the credentials come with none.
-    """
-    if not (found := project or api.project):
-        raise UsageError("--project is missing: the ID of the Google Cloud project that pays for the machines")
-    return found
-
-
 def choose(
     api: Api, compute: Compute, wishes: Wishes, config: ConfigDict, text: str, overrides: Sequence[str],
     data: str, work_dir: str,
