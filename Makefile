@@ -5,7 +5,7 @@ RUN := $(BIN)/python -m
 DEMO := demo
 
 .PHONY: setup gpu demo engines flink test test-slow test-engines test-browser browser tensorboard
-.PHONY: bench-preprocess bench-input bench-train bench-colorize lint format lock clean
+.PHONY: bench-preprocess bench-input bench-train bench-colorize lint format lock clean cloudbuild
 
 setup: .venv/.complete
 
@@ -114,6 +114,10 @@ lint: setup
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 
+# What Cloud Build does, on this machine, but for what needs Docker: lint and test.
+cloudbuild: setup
+	$(RUN) tools.build_steps
+
 format: setup
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
@@ -127,7 +131,7 @@ COMPILE := $(RUN) uv pip compile setup.py --universal --python-version 3.10 --ge
 lock: setup
 	$(COMPILE) $(addprefix --extra ,worker gcp launch trainer inspect report video study onnx test dev) -o requirements.lock
 	$(COMPILE) --extra worker --extra gcp -c requirements.lock -o requirements-beam.lock
-	$(COMPILE) --extra worker --extra trainer --extra gpu -c requirements.lock -o requirements-gpu.lock
+	$(COMPILE) --extra worker --extra gcp --extra trainer --extra gpu -c requirements.lock -o requirements-gpu.lock
 	$(COMPILE) --extra worker --extra trainer --extra bench -c requirements.lock -o requirements-bench.lock
 
 clean:

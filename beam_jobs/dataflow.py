@@ -143,8 +143,7 @@ def _bring_code(api: Api, options: PipelineOptions, job: str, needs_image: bool)
         _check_image(api, image)
     if needs_image and not is_own:
         raise UsageError(
-            f"--sdk_container_image is missing: the workers of '{job}' need TensorFlow; name an image that has this "
-            "package with its extras worker, gcp and trainer"
+            f"--sdk_container_image is missing: the workers of '{job}' need TensorFlow; build docker/trainer.Dockerfile"
         )
     if is_own or setup.setup_file:
         return

@@ -1,5 +1,6 @@
 """What can be said of images without building one: no engine for that runs where the tests do."""
 
+import fnmatch
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 IMAGES = sorted(Path("docker").glob("*.Dockerfile"))
 
 
-def version(package, lock="requirements-beam.lock"):
+def version(package, lock):
     """The version that a lock file has of a package."""
     return re.search(rf"^{package}==([\w.]+)", Path(lock).read_text(), re.MULTILINE)[1]
 
@@ -34,23 +35,47 @@ def test_bases_are_pinned_and_nobody_is_root(path):
     assert users[-1] not in ("root", "0")
 
 
-def test_the_image_for_beam_has_the_versions_of_the_lock_files():
-    text = Path("docker/beam.Dockerfile").read_text()
-    beam = version("apache-beam")
+LOCKS = {"beam": "requirements-beam.lock", "trainer": "requirements-gpu.lock"}
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_images_have_the_versions_of_the_lock_files(name):
+    text = Path(f"docker/{name}.Dockerfile").read_text()
+    beam = version("apache-beam", LOCKS[name])
     assert beam == version("apache-beam", "requirements.lock")
     assert f"apache/beam_python3.11_sdk:{beam} " in text
     assert f'org.koalarization.beam="{beam}"' in text
     assert re.search(r"^FROM python:3\.11\.", text, re.MULTILINE)
     assert 'org.koalarization.python="3.11"' in text
-    assert "python311-template-launcher-base" in text
+    assert f"COPY {LOCKS[name]} " in text
+    assert text.rstrip().endswith('ENTRYPOINT ["/opt/apache/beam/boot"]')
 
 
-def test_the_image_for_beam_has_all_that_it_copies_and_no_tensorflow():
-    text = Path("docker/beam.Dockerfile").read_text()
+@pytest.mark.parametrize("name", LOCKS)
+def test_images_have_all_that_they_copy(name):
+    text = Path(f"docker/{name}.Dockerfile").read_text()
+    ignored = Path(".dockerignore").read_text().splitlines()
     for names in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE):
-        for name in names.split():
-            assert Path(name).exists(), name
+        for copied in names.split():
+            assert Path(copied).exists(), copied
+            patterns = [line[1:] for line in ignored if line.startswith("!")]
+            assert any(fnmatch.fnmatch(copied, each) or each.startswith(f"{copied}/") for each in patterns), copied
     packages = re.search(r"include=\[(.+)\]", Path("setup.py").read_text())[1]
     for package in re.findall(r"\"(\w+)\*", packages):
         assert f"COPY {package} " in text
-    assert "\ntensorflow==" not in Path("requirements-beam.lock").read_text()
+
+
+def test_the_image_for_beam_can_start_a_template_and_has_no_tensorflow():
+    assert "python311-template-launcher-base" in Path("docker/beam.Dockerfile").read_text()
+    assert "\ntensorflow==" not in Path(LOCKS["beam"]).read_text()
+
+
+def test_the_image_for_training_has_cuda_and_takes_the_driver_of_the_machine():
+    text = Path("docker/trainer.Dockerfile").read_text()
+    tensorflow = version("tensorflow", LOCKS["trainer"])
+    assert tensorflow == version("tensorflow", "requirements.lock")
+    assert f'org.koalarization.tensorflow="{tensorflow}"' in text
+    assert version("nvidia-cudnn-cu12", LOCKS["trainer"])
+    assert version("google-cloud-storage", LOCKS["trainer"])  # for the jobs that use a model
+    mounted = re.search(r"--volume=\S+lib64:(\S+):ro", Path("trainer/launch/startup.sh").read_text())[1]
+    assert f"LD_LIBRARY_PATH={mounted} " in text

@@ -1,5 +1,6 @@
 """TensorFlow is loaded when it is needed, and then without its noise."""
 
+import os
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ NOT_LOADED = "import sys; assert 'tensorflow' not in sys.modules, 'loaded'"
 
 
 def said(program):
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stderr
 
