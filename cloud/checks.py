@@ -124,17 +124,40 @@ def look_for_role(api: Api, project: str, account: str, roles: Sequence[str]) ->
         account: its address.
         roles: the first is the least that works.
     """
+    if lacking := _lacks_role(api, project, account, roles):
+        _LOGGER.warning("WARNING: %s", lacking)
+
+
+def check_role(api: Api, project: str, account: str, roles: Sequence[str]) -> None:
+    """Looks whether a service account has one of some roles in a project; where that cannot be seen, it is logged.
+
+    Args:
+        api: who asks.
+        project: where it needs one.
+        account: its address.
+        roles: the first is the least that works.
+
+    Raises:
+        UserError: the project's policy gives it none.
+    """
+    if lacking := _lacks_role(api, project, account, roles):
+        raise UserError(lacking)
+
+
+def _lacks_role(api: Api, project: str, account: str, roles: Sequence[str]) -> str:
+    """What to say of an account that a project's policy gives none of some roles; "" if it does, or cannot be seen."""
     try:
         policy = api.post(f"{_PROJECTS}/{project}:getIamPolicy", {})
     except Refused as error:
         _LOGGER.info("whether %s has %s could not be looked up: %s", account, roles[0], error)
-        return
+        return ""
     member = f"serviceAccount:{account}"
-    if not any(each["role"] in roles and member in each.get("members", ()) for each in policy.get("bindings", ())):
-        _LOGGER.warning(
-            "WARNING: %s, as whom the machines run, has not %s in project %s, unless from above: gcloud projects "
-            "add-iam-policy-binding %s --member=%s --role=%s", account, roles[0], project, project, member, roles[0],
-        )  # fmt: skip
+    if any(each["role"] in roles and member in each.get("members", ()) for each in policy.get("bindings", ())):
+        return ""
+    return (
+        f"{account}, as whom the machines run, has not {roles[0]} in project {project}: gcloud projects "
+        f"add-iam-policy-binding {project} --member={member} --role={roles[0]} --condition=None"
+    )
 
 
 class Bucket(NamedTuple):
@@ -230,6 +253,11 @@ class Image(NamedTuple):
 
     labels: dict[str, str]
     pinned: str
+
+
+def is_in_registry(image: str) -> bool:
+    """Whether an image is in Artifact Registry, or in Container Registry, which that replaced."""
+    return _IMAGE.fullmatch(image) is not None
 
 
 def find_image(api: Api, image: str, recipe: str) -> Image | None:

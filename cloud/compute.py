@@ -1,11 +1,12 @@
 """Compute Engine: types of machines, quotas, and groups of machines that it keeps up."""
 
+import concurrent.futures
 import contextlib
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from google.api_core.exceptions import Conflict, GoogleAPICallError, NotFound
+from google.api_core.exceptions import BadRequest, Conflict, GoogleAPICallError, GoogleAPIError, NotFound
 from google.auth.credentials import Credentials
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import compute_v1
@@ -75,6 +76,7 @@ class Compute:
         self.project = project
         self._types = compute_v1.MachineTypesClient(credentials=credentials)
         self._regions = compute_v1.RegionsClient(credentials=credentials)
+        self._projects = compute_v1.ProjectsClient(credentials=credentials)
         self._templates = compute_v1.InstanceTemplatesClient(credentials=credentials)
         self._groups = compute_v1.InstanceGroupManagersClient(credentials=credentials)
 
@@ -91,10 +93,11 @@ class Compute:
         return found
 
     def quotas(self, region: str) -> dict[str, tuple[float, float]]:
-        """What a region's quotas allow, and what of that is used, by metric."""
+        """What the quotas of a region, and of all regions together, allow, and what of that is used, by metric."""
         with _asking(f"quotas of project {self.project} in {region} cannot be looked up"):
-            found = self._regions.get(project=self.project, region=region)
-        return {each.metric: (each.limit, each.usage) for each in found.quotas}
+            own = self._regions.get(project=self.project, region=region)
+            of_all = self._projects.get(project=self.project)
+        return {each.metric: (each.limit, each.usage) for each in (*of_all.quotas, *own.quotas)}
 
     def groups(self, pattern: str) -> list[Group]:
         """The groups whose whole names match a regular expression."""
@@ -130,6 +133,9 @@ class Compute:
 
         Args:
             requests: Google's own, for all of them; a template that is left from before makes way.
+
+        Raises:
+            Taken: there is a group of that name; nothing of it was changed.
         """
         for request in requests:
             with _asking("machines cannot be made"):
@@ -140,10 +146,12 @@ class Compute:
             try:
                 _wait(self._templates.insert(request=request))
             except Conflict:
-                self._delete_template(request.instance_template_resource.name)
-                _wait(self._templates.insert(request=request))
+                self._replace_template(request)
         elif isinstance(request, compute_v1.InsertInstanceGroupManagerRequest):
-            _wait(self._groups.insert(request=request))
+            try:
+                _wait(self._groups.insert(request=request))
+            except Conflict as error:
+                raise Taken(f"there is a group {request.instance_group_manager_resource.name} already") from error
         else:
             _wait(self._groups.create_instances(request=request))
 
@@ -159,6 +167,14 @@ class Compute:
                 with contextlib.suppress(NotFound):
                     _wait(self._groups.delete(project=self.project, zone=zone, instance_group_manager=group))
             self._delete_template(group)
+
+    def _replace_template(self, request: Any) -> None:
+        name = request.instance_template_resource.name
+        try:
+            self._delete_template(name)
+        except BadRequest as error:
+            raise Taken(f"template {name} is in use") from error
+        _wait(self._templates.insert(request=request))
 
     def _delete_template(self, name: str) -> None:
         with contextlib.suppress(NotFound):
@@ -187,6 +203,10 @@ def _wait(operation: Any) -> None:
         raise
 
 
+class Taken(UserError):
+    """Someone else has made what was to be made."""
+
+
 @contextlib.contextmanager
 def _asking(what: str) -> Iterator[None]:
     """Gives the errors of Google's client the class of everyone else's.
@@ -203,5 +223,7 @@ def _asking(what: str) -> Iterator[None]:
         raise Unavailable(f"{what}: {said}", (error.reason or "".join(reasons[:1]))) from error
     except Unavailable as error:
         raise Unavailable(f"{what}: {error}", error.reason) from error
-    except (GoogleAuthError, RequestException, TimeoutError) as error:
+    except (
+        GoogleAPIError, GoogleAuthError, RequestException, TimeoutError, concurrent.futures.TimeoutError,
+    ) as error:  # fmt: skip
         raise UserError(f"{what}: {one_line(error)}; try again") from error

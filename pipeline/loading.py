@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.abc
-import importlib.util
 import logging
 import os
 import re
@@ -37,16 +36,17 @@ def keep_quiet() -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds TensorFlow where it is, and gives it a loader that keeps it quiet."""
+    """Finds TensorFlow where others find it, and gives it a loader that keeps it quiet."""
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != "tensorflow":
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec and spec.loader:
-            spec.loader = _Loader(spec.loader)
-        return spec
+        for other in sys.meta_path:
+            if other is not self and (spec := other.find_spec(name, path, target)):
+                if spec.loader:
+                    spec.loader = _Loader(spec.loader)
+                return spec
+        return None
 
 
 class _Loader(importlib.abc.Loader):

@@ -19,7 +19,7 @@ IMAGE_STATUS = "status"  # a file with what fetching an image ends with
 
 def install(folder):
     """Puts the doubles into a folder."""
-    for name in ("docker", "cos-extensions", "mount", "nvidia-smi", "sleep", "systemctl"):
+    for name in ("docker", "cos-extensions", "iptables", "mount", "nvidia-smi", "sleep", "systemctl"):
         path = folder / name
         path.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} {name} "$@"\n')
         path.chmod(0o755)
@@ -38,16 +38,6 @@ def send(folder, number):
         os.killpg(int((Path(folder) / "container").read_text()), number)
 
 
-def stop(folder, seconds):
-    """Ends the container of a machine as Docker does when it is stopped itself, after which it does nothing more."""
-    (Path(folder) / "stopping").touch()
-    send(folder, signal.SIGTERM)
-    end = time.monotonic() + seconds
-    while (Path(folder) / "container").exists() and time.monotonic() < end:
-        time.sleep(0.1)
-    send(folder, signal.SIGKILL)
-
-
 def _main(name, arguments):
     machine = Path(os.environ["MACHINE"])
     if name == "sleep":
@@ -59,7 +49,7 @@ def _main(name, arguments):
         print("stopping" if (machine / "stopping").exists() else "running")
         return 0
     if name == "docker":
-        if (machine / "stopping").exists():
+        if (machine / "docker-gone").exists():
             print("Cannot connect to the Docker daemon", file=sys.stderr)
             return 1
         return _DOCKER[arguments[0]](machine, arguments[1:])
@@ -88,13 +78,26 @@ def _pull(machine, arguments):
 
 def _rm(machine, arguments):
     assert arguments == ["--force", "trainer"]
+    send(machine, signal.SIGKILL)
+    return 0
+
+
+def _stop(machine, arguments):
+    """Asks the container to end, and ends it when its time is over."""
+    time_, name = arguments
+    assert (time_.partition("=")[0], name) == ("--time", "trainer"), arguments
+    send(machine, signal.SIGTERM)
+    end = time.monotonic() + int(time_.partition("=")[2])
+    while (machine / "container").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    send(machine, signal.SIGKILL)
     return 0
 
 
 def _run(machine, arguments):
     """Runs the test's program as an image's: its output goes to Cloud Logging, line by line, as `gcplogs` sends it."""
     parser = argparse.ArgumentParser(exit_on_error=True, allow_abbrev=False)
-    for option in ("--name", "--network", "--ipc", "--stop-timeout", "--log-driver", "--entrypoint"):
+    for option in ("--name", "--network", "--ipc", "--log-driver", "--entrypoint"):
         parser.add_argument(option, required=True)
     for option in ("--volume", "--device", "--env"):
         parser.add_argument(option, action="append", default=[])
@@ -121,6 +124,7 @@ def _run(machine, arguments):
         signal.signal(number, lambda number, _: process.send_signal(number))
     name = _metadata("instance/name").decode()
     for line in process.stdout:
+        print(line.decode(errors="replace"), end="", flush=True)
         _log(name, line.decode(errors="replace").rstrip("\n"))
     status = process.wait()
     (machine / "container").unlink()
@@ -148,7 +152,7 @@ def _log(name, line):
     requests.post(url, json=body, headers={"Authorization": f"Bearer {token}"}, timeout=30).raise_for_status()
 
 
-_DOCKER = {"login": _login, "pull": _pull, "rm": _rm, "run": _run}
+_DOCKER = {"login": _login, "pull": _pull, "rm": _rm, "run": _run, "stop": _stop}
 
 if __name__ == "__main__":
     sys.exit(_main(sys.argv[1], sys.argv[2:]))

@@ -65,7 +65,9 @@ class Logging(Api):
         ]  # fmt: skip
         if body["orderBy"] == "timestamp desc":
             chosen.reverse()
-        start = int(body.get("pageToken") or 0)
+        if not body.get("pageToken"):  # as the API answers when it has not looked through all yet
+            return {"nextPageToken": "0"}
+        start = int(body["pageToken"])
         end = start + body["pageSize"]
         more = {"nextPageToken": str(end)} if end < len(chosen) else {}
         return {"entries": chosen[start:end], **more} if chosen else {}
@@ -134,7 +136,8 @@ class Machine:
         programs.mkdir(parents=True, exist_ok=True)
         container_runtime.install(programs)
         (self.folder / "tmp").mkdir(exist_ok=True)
-        (self.folder / "startup.sh").write_text(attributes["startup-script"])
+        for name in ("startup", "shutdown"):
+            (self.folder / f"{name}.sh").write_text(attributes[f"{name}-script"])
         self._environment = {
             **os.environ, **environment, "PATH": f"{programs}:{os.environ['PATH']}", "MACHINE": str(self.folder),
             "TMPDIR": str(self.folder / "tmp"), "GCE_METADATA_HOST": self._metadata.address,
@@ -144,7 +147,8 @@ class Machine:
 
     def boot(self):
         """Starts the script as the machine does when it starts."""
-        (self.folder / "stopping").unlink(missing_ok=True)
+        for marker in ("stopping", "docker-gone"):
+            (self.folder / marker).unlink(missing_ok=True)
         with (self.folder / "serial.log").open("ab") as log:
             self._process = subprocess.Popen(
                 ["bash", self.folder / "startup.sh"], env=self._environment, stdout=log, stderr=log,
@@ -160,10 +164,17 @@ class Machine:
     def refused(self):
         return self._metadata.refused
 
-    def shut_down(self, seconds=25):
-        """Ends it as a machine that is stopped or taken away ends: Docker first, the script when all must go."""
-        container_runtime.stop(self.folder, seconds)
-        time.sleep(2)  # in which the script is alone
+    def shut_down(self, seconds=30):
+        """Ends it as a machine that is stopped or taken away ends: its shutdown script, Docker, then all the rest.
+
+        Docker does not stop the container by itself, which it need not either.
+        """
+        (self.folder / "stopping").touch()
+        script = ["bash", self.folder / "shutdown.sh"]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(script, env=self._environment, timeout=seconds, check=True)
+        (self.folder / "docker-gone").touch()
+        time.sleep(2)  # in which the startup script is alone
         self.kill()
 
     def kill(self):
@@ -185,9 +196,11 @@ class Compute(Api):
     """Compute Engine.
 
     Attributes:
-        quotas: limit and usage by metric, of all regions.
+        quotas: limit and usage by metric, of each region.
+        global_quotas: the same of all regions together.
         errors: code and message with which machines do not come.
         refusals: what methods answer in place of doing anything, by their ID.
+        failure: code and message with which the next group ends.
         late: how often an operation is asked for before it is done.
         start: makes a machine from its name, metadata and zone; or None, and machines are but names.
         templates: as they are, by name.
@@ -199,6 +212,7 @@ class Compute(Api):
     def __init__(self, start=None):
         super().__init__(
             "compute", "v1", machineTypes_aggregatedList=self._types, regions_get=self._region,
+            projects_get=lambda found, body: {"name": PROJECT, "quotas": quotas(self.global_quotas)},
             instanceTemplates_insert=self._insert_template, instanceTemplates_delete=self._delete_template,
             instanceGroupManagers_insert=self._insert_group, instanceGroupManagers_delete=self._delete_group,
             instanceGroupManagers_createInstances=self._create, instanceGroupManagers_aggregatedList=self._groups,
@@ -207,7 +221,8 @@ class Compute(Api):
         )  # fmt: skip
         self.start = start
         self.quotas = {"NVIDIA_A100_GPUS": (16, 0), "PREEMPTIBLE_NVIDIA_A100_GPUS": (8, 0)}
-        self.errors, self.refusals, self.late = [], {}, 1
+        self.global_quotas = {"GPUS_ALL_REGIONS": (16, 0)}
+        self.errors, self.refusals, self.late, self.failure = [], {}, 1, None
         self.templates, self.groups, self.made, self.deleted = {}, {}, [], []
         self._waited = {}
         self._lock = threading.RLock()
@@ -240,12 +255,7 @@ class Compute(Api):
         }
 
     def _region(self, found, body):
-        return {
-            "name": found["region"],
-            "quotas": [
-                {"metric": name, "limit": limit, "usage": usage} for name, (limit, usage) in self.quotas.items()
-            ],
-        }
+        return {"name": found["region"], "quotas": quotas(self.quotas)}
 
     def _insert_template(self, found, body):
         if body["name"] in self.templates:
@@ -258,7 +268,7 @@ class Compute(Api):
         if name not in self.templates:
             raise Refusal(404, f"The resource 'instanceTemplates/{name}' was not found", "NOT_FOUND")
         if name in self.groups:
-            raise Refusal(400, f"The instance_template resource {name} is already being used", "INVALID")
+            raise Refusal(400, f"The instance_template resource {name} is already being used", "INVALID_USAGE")
         del self.templates[name]
         return self._begin()
 
@@ -330,4 +340,18 @@ class Compute(Api):
     def _operation(self, found, body):
         self._waited[found["operation"]] += 1
         done = self._waited[found["operation"]] > self.late
-        return {"name": found["operation"], "status": "DONE" if done else "RUNNING"}
+        if not done:
+            return {"name": found["operation"], "status": "RUNNING"}
+        if not self.failure:
+            return {"name": found["operation"], "status": "DONE"}
+        (code, message), self.failure = self.failure, None
+        error = {"error": {"errors": [{"code": code, "message": message}]}}
+        return {
+            "name": found["operation"], "status": "DONE", "httpErrorStatusCode": 403, "httpErrorMessage": "FORBIDDEN",
+            **error,
+        }  # fmt: skip
+
+
+def quotas(values):
+    """As the API has them."""
+    return [{"metric": name, "limit": limit, "usage": usage} for name, (limit, usage) in values.items()]

@@ -5,13 +5,15 @@ import datetime
 import json
 
 import pytest
+import tensorflow as tf
 
-from pipeline import cli
+from pipeline import cli, config
 from tests import cloud_storage
 from tests.google_apis import Refusal
 from tests.google_compute import Compute, Logging
 from tests.google_project import ACCOUNT, PROJECT, Project
 from tests.programs import error_of
+from trainer import workdir
 from trainer.launch import job, machines
 from trainer.launch.__main__ import main
 
@@ -49,14 +51,14 @@ def running(tmp_path_factory, compact_dataset):
 @pytest.fixture
 def project(running):
     """A project in which all is as it should be, for a test to change."""
-    before = copy.deepcopy(running.permissions), dict(running.compute.quotas)
+    before = copy.deepcopy(running.permissions), running.compute.quotas, running.compute.global_quotas
     running.images.clear()
-    running.images[IMAGE.partition("/")[2]] = {"org.koalarization.tensorflow": "2.21.0"}
+    running.images[IMAGE.partition("/")[2]] = {"org.koalarization.tensorflow": tf.__version__}
     running.roles = ["roles/compute.instanceAdmin.v1", "roles/logging.logWriter"]
     for each in (running.compute.calls, running.compute.made, running.compute.deleted, running.logging.entries):
         each.clear()
     yield running
-    running.permissions, running.compute.quotas = before
+    running.permissions, running.compute.quotas, running.compute.global_quotas = before
     running.disabled = set()
     running.compute.errors, running.compute.refusals = [], {}
     running.compute.groups.clear()
@@ -64,8 +66,8 @@ def project(running):
     assert running.refused() == []
 
 
-def launched(*more, data="gs://bucket/data", workdir=RUN, config="configs/demo.py"):
-    options = [f"--config={config}", f"--data={data}", f"--workdir={workdir}", f"--project={PROJECT}"]
+def launched(*more):
+    options = ["--config=configs/demo.py", "--data=gs://bucket/data", f"--workdir={RUN}", f"--project={PROJECT}"]
     return cli.run(main, ["launch", *options, "--config.batch_size=8", *more])
 
 
@@ -74,7 +76,7 @@ def requested(compute):
     return {method.removeprefix("compute."): body for method, _, body in compute.calls if body is not None}
 
 
-def test_what_is_asked_of_compute_engine(project, capsys):
+def test_what_is_asked_of_compute_engine(project, capsys, tmp_path):
     assert launched("--machine=a2-highgpu-8g", "--count=2", "--config.batch_size=32", "--max_hours=10") == 0
     template, group, created = requested(project.compute).values()
     properties = template["properties"]
@@ -101,15 +103,17 @@ def test_what_is_asked_of_compute_engine(project, capsys):
     assert network["accessConfigs"] == [{"name": "External NAT", "type": "ONE_TO_ONE_NAT"}]
     metadata = {item["key"]: item["value"] for item in properties["metadata"]["items"]}
     assert metadata["koalarization-image"] == f"{IMAGE.rpartition(':')[0]}@sha256:{'c' * 64}"
-    assert metadata["koalarization-arguments"].splitlines() == [
-        "--config.batch_size=32", "--data=gs://bucket/data", f"--workdir={RUN}"
-    ]  # fmt: skip
-    with open("configs/demo.py") as file:
-        assert metadata["koalarization-config"] == file.read()
+    assert metadata["koalarization-arguments"].splitlines() == ["--data=gs://bucket/data", f"--workdir={RUN}"]
+    (tmp_path / "config.py").write_text(metadata["koalarization-config"])
+    sent, expected = config.load(str(tmp_path / "config.py")), config.load("configs/demo.py")
+    config.check(sent, "it")
+    expected.batch_size = 32
+    assert workdir.to_json(sent) == workdir.to_json(expected)
     assert (metadata["koalarization-count"], metadata["koalarization-gpus"]) == ("2", "8")
     assert int(metadata["koalarization-end"]) == pytest.approx(
         end.replace(tzinfo=datetime.timezone.utc).timestamp() - 900, abs=1
     )
+    assert metadata["shutdown-script"] == "#!/bin/bash\ndocker stop --time=25 trainer\n"
     assert not any(secret in json.dumps(template) for secret in ("a-token", "a-refresh-token", "a-secret"))
     assert group["targetSize"] == 0
     assert created == {"instances": [{"name": f"{NAME}-0"}, {"name": f"{NAME}-1"}]}
@@ -173,6 +177,12 @@ def without_end(body):
         (["--data=gs://bucket/data"], "--machine is missing: The type of the machines"),
         (["--machine=e2-standard-4", "--data=gs://far-away/data"], "no zone near the data (gs://bucket in us-central1, gs://"),
         (["--machine=e2-standard-4", "--project=other"], "project other cannot be looked at"),
+        (["--machine=e2-standard-4", "--workdir=gs://"], "--workdir=gs:// cannot be reached from the machines"),
+        (["--machine=e2-standard-4", "--workdir=gs://bucket/a\nb"], "--workdir=gs://bucket/a\\nb cannot be reached"),
+        (["--machine=e2-standard-4", "--config.model.name=none"], "model.name is 'none'; choose one of"),
+        (["--machine=e2-standard-4", "--config.learning_rates=(1e-3,)"], "must be of the same length"),
+        (["--machine=e2-standard-4", "--config.strategy=foo"], "strategy is 'foo'; choose one of auto"),
+        (["--machine=e2-standard-4", "--count=2", "--config.strategy=mirrored"], "strategy is 'mirrored', but"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_line_before_anything_is_made(project, capsys, options, said):
@@ -195,19 +205,30 @@ def test_a_missing_permission_is_named_before_anything_is_made(project, capsys, 
     assert requested(project.compute) == {}
 
 
-def test_roles_that_the_machines_lack_are_warned_of(project, capsys):
+def test_machines_that_could_not_delete_themselves_are_refused(project, capsys):
     project.roles = ["roles/editor"]
     assert launched("--machine=e2-standard-4", "--dry_run") == 0
-    assert "WARNING" not in capsys.readouterr().err
+    capsys.readouterr()
     project.roles = ["roles/logging.logWriter"]
+    assert launched("--machine=e2-standard-4") == 1
+    assert error_of(capsys).startswith(
+        f"error: {ACCOUNT}, as whom the machines run, has not roles/compute.instanceAdmin.v1 in project a-project: "
+    )
+    assert requested(project.compute) == {}
+    project.roles = None
     assert launched("--machine=e2-standard-4", "--dry_run") == 0
-    assert "has not roles/compute.instanceAdmin.v1 in project a-project" in capsys.readouterr().err
+    assert "has roles/compute.instanceAdmin.v1 could not be looked up" in capsys.readouterr().err
 
 
 def test_an_image_that_cannot_train_is_refused(project, capsys):
     project.images[IMAGE.partition("/")[2]] = {"org.koalarization.beam": "2.77.0"}
     assert launched("--machine=e2-standard-4") == 1
     assert f"image {IMAGE} is none to train with; build one from docker/trainer.Dockerfile" in error_of(capsys)
+    project.images[IMAGE.partition("/")[2]] = {"org.koalarization.tensorflow": "2.11.0"}
+    assert launched("--machine=e2-standard-4") == 1
+    assert f"image {IMAGE} has TensorFlow 2.11.0, this program has {tf.__version__}; take an image" in error_of(capsys)
+    assert launched("--machine=e2-standard-4", "--image=docker.io/me/trainer:1") == 1
+    assert "image docker.io/me/trainer:1 is not in Artifact Registry" in error_of(capsys)
 
 
 def test_an_api_that_is_not_enabled(project, capsys):
@@ -216,16 +237,43 @@ def test_an_api_that_is_not_enabled(project, capsys):
     assert "compute.googleapis.com is not enabled: gcloud services enable" in error_of(capsys)
 
 
-def test_a_full_quota_is_seen_before_anything_is_made(project, capsys):
-    project.compute.quotas["NVIDIA_A100_GPUS"] = (8, 4)
-    assert launched("--machine=a2-highgpu-8g") == 1
-    assert error_of(capsys).startswith(
-        "error: project a-project may use 8 NVIDIA_A100_GPUS in us-central1, 4 of them are in use, and 8 are needed: "
-        "ask for more at https://console.cloud.google.com/iam-admin/quotas?project=a-project, or choose another --zone"
-    )
+@pytest.mark.parametrize(
+    ("quotas", "options", "said"),
+    [
+        (
+            {"NVIDIA_A100_GPUS": (16, 9)},
+            [],
+            "16 NVIDIA_A100_GPUS in us-central1, 9 of them are in use, and 8 are needed",
+        ),
+        (
+            {"NVIDIA_A100_GPUS": (0, 0)},
+            ["--spot"],
+            "4 PREEMPTIBLE_NVIDIA_A100_GPUS in us-central1, 0 of them are in use",
+        ),
+        ({"GPUS_ALL_REGIONS": (4, 0)}, [], "4 GPUS_ALL_REGIONS, 0 of them are in use, and 8 are needed"),
+    ],
+)
+def test_a_full_quota_is_seen_before_anything_is_made(project, capsys, quotas, options, said):
+    project.compute.quotas = {"NVIDIA_A100_GPUS": (16, 0), "PREEMPTIBLE_NVIDIA_A100_GPUS": (4, 0), **quotas}
+    project.compute.global_quotas = {"GPUS_ALL_REGIONS": quotas.get("GPUS_ALL_REGIONS", (16, 0))}
+    assert launched("--machine=a2-highgpu-8g", *options) == 1
+    line = error_of(capsys)
+    assert f"project a-project may use {said}" in line
+    assert "ask for more at https://console.cloud.google.com/iam-admin/quotas?project=a-project" in line
     assert requested(project.compute) == {}
-    assert launched("--machine=a2-highgpu-8g", "--spot") == 0
-    assert launched("--machine=a3-highgpu-8g", "--workdir=gs://bucket/other") == 0  # of which there is no quota to see
+
+
+@pytest.mark.parametrize(
+    ("quotas", "machine"),
+    [
+        ({"NVIDIA_A100_GPUS": (0, 0), "PREEMPTIBLE_NVIDIA_A100_GPUS": (8, 0)}, "a2-highgpu-8g"),  # either will do
+        ({"NVIDIA_A100_GPUS": (8, 0), "PREEMPTIBLE_NVIDIA_A100_GPUS": (0, 0)}, "a2-highgpu-8g"),
+        ({}, "a3-highgpu-8g"),  # of which there is no quota to see
+    ],
+)
+def test_a_quota_with_room_is_no_obstacle(project, quotas, machine):
+    project.compute.quotas = quotas
+    assert launched(f"--machine={machine}", "--spot", "--dry_run") == 0
 
 
 @pytest.mark.parametrize(
@@ -241,7 +289,12 @@ def test_a_full_quota_is_seen_before_anything_is_made(project, capsys):
             "Quota 'SSD_TOTAL_GB' exceeded. Limit: 500.0 in region us-central1.",
             "a quota of a-project is full; ask for more, or try another region: Quota 'SSD_TOTAL_GB' exceeded.",
         ),
-        ("PERMISSION_DENIED", "Required 'compute.disks.create'", "Required 'compute.disks.create' (PERMISSION_"),
+        (
+            "PERMISSION_DENIED",
+            "Required 'compute.disks.create'",
+            "Required 'compute.disks.create' (PERMISSION_DENIED); you need roles/compute.instanceAdmin.v1 in project",
+        ),
+        ("QUOTA_EXCEEDED", "GPUS_ALL_REGIONS exceeded globally.", "a quota of a-project is full; ask for more: G"),
         ("RESOURCE_NOT_FOUND", "The resource 'networks/default' was not found", "The resource 'networks/default' was"),
     ],
 )  # fmt: skip
@@ -269,7 +322,10 @@ def test_what_cannot_be_deleted_is_said(project, capsys):
     project.compute.refusals["compute.instanceGroupManagers.delete"] = Refusal(403, "not for you")
     assert launched("--machine=e2-standard-4") == 1
     said = capsys.readouterr().err
-    assert f"WARNING: {NAME} cannot be deleted: not for you; 'python -m trainer.launch stop' tries it again" in said
+    left = (
+        "machines may be left, which cost: python -m trainer.launch stop --project=a-project --workdir=gs://bucket/run"
+    )
+    assert f"WARNING: {NAME} cannot be deleted: not for you; {left}" in said
     assert said.splitlines()[-1].startswith("error: a quota of a-project is full")
 
 
@@ -280,6 +336,53 @@ def test_a_second_launch_is_refused_and_a_template_that_is_left_makes_way(projec
     assert error_of(capsys).startswith(f"error: machines train in {RUN} already, in us-central1-a")
     project.compute.groups.clear()  # as at the end of a run
     assert launched("--machine=e2-standard-4") == 0
+
+
+def test_a_launch_that_comes_second_leaves_the_first_ones_machines(project, capsys, monkeypatch):
+    assert launched("--machine=e2-standard-4") == 0
+    monkeypatch.setattr("trainer.launch.__main__._refuse_second", lambda *_: None)  # both looked at the same time
+    assert launched("--machine=e2-standard-4") == 1
+    assert error_of(capsys).startswith(f"error: machines are made for {RUN} already (template {NAME} is in use); wait")
+    assert list(project.compute.groups) == [NAME]
+    project.compute.refusals["compute.instanceGroupManagers.insert"] = Refusal(409, "exists", "ALREADY_EXISTS")
+    project.compute.templates.clear()
+    assert launched("--machine=e2-standard-4") == 1
+    assert f"(there is a group {NAME} already)" in error_of(capsys)
+    assert list(project.compute.groups) == [NAME]
+
+
+def test_a_group_without_machines_makes_way(project, capsys):
+    assert launched("--machine=e2-standard-4") == 0
+    project.compute.groups[NAME]["machines"].clear()  # as when their time was over and they were deleted from outside
+    assert launched("--machine=e2-standard-4", "--zone=us-central1-b") == 0
+    assert f"deletes {NAME} in us-central1-a, which is left without machines" in capsys.readouterr().err
+
+
+def test_an_operation_that_fails_is_one_line_and_leaves_nothing(project, capsys):
+    project.compute.failure = ("SERVICE_ACCOUNT_ACCESS_DENIED", "The user does not have access to service account")
+    assert launched("--machine=e2-standard-4") == 1
+    line = error_of(capsys)
+    assert "does not have access to service account (SERVICE_ACCOUNT_ACCESS_DENIED); you need" in line
+    assert (project.compute.groups, project.compute.templates) == ({}, {})
+
+
+def test_machines_that_are_gone_before_they_ran(project, capsys, monkeypatch):
+    monkeypatch.setattr("cloud.compute.Compute.machines", lambda *_: [])
+    assert launched("--machine=e2-standard-4") == 1
+    assert "the machines were deleted before they ran" in error_of(capsys)
+
+
+def test_a_launch_that_is_interrupted_leaves_nothing_or_says_what(project, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cloud.compute.Compute.machines", interrupt)
+    assert launched("--machine=e2-standard-4") == 130
+    assert (project.compute.groups, project.compute.templates) == ({}, {})
+    capsys.readouterr()
+    monkeypatch.setattr("cloud.compute.Compute.delete", interrupt)
+    assert launched("--machine=e2-standard-4") == 130
+    assert "WARNING: machines may be left, which cost: python -m trainer.launch stop" in capsys.readouterr().err
 
 
 def command(name, *options):
@@ -363,5 +466,7 @@ def test_help_and_what_is_missing(capsys):
         assert part in shown
     assert cli.run(main, ["launch", "stop"]) == 2
     assert "--workdir is missing" in error_of(capsys)
+    assert cli.run(main, ["launch", "stats"]) == 2
+    assert "unknown command stats: choose status, logs, stop, or give options to launch" in error_of(capsys)
     assert cli.run(main, ["launch", "logs", "--help"]) == 0
     assert "--follow" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 
 from tests import cloud_storage
 from tests.google_compute import Compute, Logging, Machine
@@ -52,7 +53,7 @@ def cloud(tmp_path_factory, compact_dataset):
         ("instanceTemplates.create", "instanceGroupManagers.create", "instanceGroupManagers.delete", "instances.create")
     }  # fmt: skip
     project.roles = ["roles/compute.instanceAdmin.v1", "roles/logging.logWriter"]
-    project.images[IMAGE.partition("/")[2]] = {"org.koalarization.tensorflow": "2.21.0"}
+    project.images[IMAGE.partition("/")[2]] = {"org.koalarization.tensorflow": tf.__version__}
     with cloud_storage.running(folder, "bucket", services=project.services) as server:
         for name in os.listdir(compact_dataset.directory):
             if os.path.isfile(path := os.path.join(compact_dataset.directory, name)):

@@ -20,6 +20,7 @@ def said(program):
 @pytest.mark.parametrize(
     "program",
     [
+        f"import trainer, importlib.util; importlib.util.find_spec('tensorflow'); import keras; {LOADED}",
         f"import trainer; {NOT_LOADED}; import keras; {LOADED}",
         f"from pipeline import loading; {NOT_LOADED}; assert loading.tensorflow() is loading.tensorflow(); {LOADED}",
         f"import trainer, tensorflow as tf; {LOADED}; assert tf.__spec__.origin; tf.constant(1)",

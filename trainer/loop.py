@@ -120,6 +120,8 @@ def check(config: ConfigDict, count: int) -> None:
     Raises:
         UserError: a value that cannot be.
     """
+    models.find(config.model.name)
+    schedule.epochs(config.learning_rates, config.epochs_per_learning_rate)
     for field, least in _LEAST.items():
         if not config[field] >= least:
             raise UserError(f"{field} is {config[field]}; choose a number from {least}")

@@ -61,17 +61,9 @@ def create_strategy(batch_size: int, name: str = "auto") -> tf.distribute.Strate
         UserError: another name, a TF_CONFIG that cannot be used, a batch that the replicas cannot share equally, or a
             GPU that TensorFlow cannot use.
     """
-    if name not in ("auto", *STRATEGIES):
-        raise UserError(f"strategy is '{name}'; choose one of auto, {', '.join(STRATEGIES)}")
     workers = _workers()
+    check_strategy(name, len(workers))
     _check_gpus()
-    if name == "multi_worker" and not workers:
-        raise UserError(f"strategy is 'multi_worker', but {_TF_CONFIG} names no cluster; set it, or choose 'auto'")
-    if name in ("one_device", "mirrored") and len(workers) > 1:
-        raise UserError(
-            f"strategy is '{name}', but {_TF_CONFIG} names {len(workers)} workers, which would write one --workdir; "
-            "choose 'auto', or unset it"
-        )
     if name == "auto":
         name = "multi_worker" if len(workers) > 1 else "mirrored" if len(_devices()) > 1 else "one_device"
     if name == "multi_worker":
@@ -88,6 +80,23 @@ def create_strategy(batch_size: int, name: str = "auto") -> tf.distribute.Strate
         batch_size // replicas,
     )  # fmt: skip
     return strategy
+
+
+def check_strategy(name: str, workers: int) -> None:
+    """Looks whether a strategy is one for so many workers of TF_CONFIG, of which there may be none.
+
+    Raises:
+        UserError: it is none, or not for them.
+    """
+    if name not in ("auto", *STRATEGIES):
+        raise UserError(f"strategy is '{name}'; choose one of auto, {', '.join(STRATEGIES)}")
+    if name == "multi_worker" and not workers:
+        raise UserError(f"strategy is 'multi_worker', but {_TF_CONFIG} names no cluster; set it, or choose 'auto'")
+    if name in ("one_device", "mirrored") and workers > 1:
+        raise UserError(
+            f"strategy is '{name}', but {_TF_CONFIG} names {workers} workers, which would write one --workdir; "
+            "choose 'auto', or unset it"
+        )
 
 
 def check_batch(batch_size: int, count: int) -> None:

@@ -8,7 +8,7 @@ r"""Trains on machines of Google Cloud: makes them, lets them train, and has the
 
 Each machine installs NVIDIA's driver, fetches the image and runs `trainer.train`, on all GPUs of all machines together.
 One that is stopped for maintenance or taken away is started again, and the run goes on from its last checkpoint. When
-it is finished, has failed three times in a row, or --max_hours have passed, all machines delete themselves; the same
+it is finished, has failed three times, or --max_hours have passed, all machines delete themselves; the same
 command goes on with a run that is not finished. They train without the program that made them.
 
 Before anything is made it looks whether data and machines share a region, and for permissions, quotas and the image;
@@ -20,7 +20,6 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
 
 from pipeline import cli
 from pipeline.errors import UsageError, UserError
@@ -42,15 +41,48 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1 and argv[1] in _COMMANDS:
         _COMMANDS[argv[1]]([argv[0], *argv[2:]])
         return
+    if len(argv) > 1 and not argv[1].startswith("-"):
+        raise UsageError(f"unknown command {argv[1]}: choose {', '.join(_COMMANDS)}, or give options to launch")
     _launch(argv)
 
 
 def _launch(argv: Sequence[str]) -> None:
+    values = _launch_flags(argv)
+    cli.parse_flags(values, argv, __doc__)
+    cli.require(values, "data", "workdir", "machine")
+    try:
+        from trainer.launch import choose  # TensorFlow, for which the other commands need not wait
+    except ImportError as error:
+        raise UserError(f"trainer.launch needs {error.name}; install koalarization[launch,trainer]") from error
+    api = Api()
+    compute = Compute(_project(api, values.project), api.credentials)
+    wishes = choose.Wishes(
+        zone=values.zone, machine=values.machine, count=values.count, spot=values.spot, max_hours=values.max_hours,
+        image=values.image, account=values.service_account_email, subnetwork=values.subnetwork,
+        public_ips=values.use_public_ips,
+    )  # fmt: skip
+    _refuse_second(compute, values.workdir)
+    chosen = choose.choose(api, compute, wishes, values.config, values.data, values.workdir)
+    _LOGGER.info("%s", job.describe(chosen))
+    if values.dry_run:
+        print(job.show(chosen))
+        return
+    machines.make(compute, chosen)
+    _LOGGER.info("all machines run; training goes on without this program. To see and to stop it:")
+    for command, more in (("logs", " --follow"), ("status", ""), ("stop", "")):
+        _LOGGER.info(
+            "  python -m trainer.launch %s --project=%s --workdir=%s%s", command, chosen.project, chosen.workdir, more
+        )
+
+
+def _launch_flags(argv: Sequence[str]) -> flags.FlagValues:
     values = _flags()
     cli.define_config(values, argv)
     flags.DEFINE_string("data", None, "The directory of a dataset on Cloud Storage.", flag_values=values)
     flags.DEFINE_string("machine", None, "The type of the machines, as a2-highgpu-8g.", flag_values=values)
-    flags.DEFINE_integer("count", 1, "How many machines train together.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "count", 1, "How many machines train together.", lower_bound=1, upper_bound=1000, flag_values=values
+    )
     flags.DEFINE_boolean(
         "spot", False, "Cheap machines, which may be taken away at any time and are then made anew.", flag_values=values
     )
@@ -69,51 +101,31 @@ def _launch(argv: Sequence[str]) -> None:
         "service_account_email", None, "As whom the machines run; else Compute Engine's default.", flag_values=values
     )
     flags.DEFINE_string(
-        "subnetwork", None, "The subnetwork of the machines; else the default network.", flag_values=values
-    )
+        "subnetwork", None, "The subnetwork of the machines, by name or path; else the default network.",
+        flag_values=values,
+    )  # fmt: skip
     flags.DEFINE_boolean(
         "use_public_ips", True, "Without, machines reach Google alone, if their subnetwork lets them.",
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_boolean("dry_run", False, "Looks, shows the requests, and makes nothing.", flag_values=values)
-    cli.parse_flags(values, argv, __doc__)
-    cli.require(values, "data", "workdir", "machine")
-    from trainer.launch import choose  # TensorFlow, for which the other commands need not wait
-
-    api = Api()
-    compute = Compute(_project(api, values.project), api.credentials)
-    path = config_flags.get_config_filename(values["config"])
-    overrides = [
-        f"--config.{name}={value}" for name, value in config_flags.get_override_values(values["config"]).items()
-    ]
-    with open(path) as file:
-        text = file.read()
-    wishes = choose.Wishes(
-        compute.project, values.zone, values.machine, values.count, values.spot, values.max_hours, values.image,
-        values.service_account_email, values.subnetwork, values.use_public_ips,
-    )  # fmt: skip
-    _refuse_second(compute, values.workdir)
-    chosen = choose.choose(api, compute, wishes, values.config, text, overrides, values.data, values.workdir)
-    _LOGGER.info("%s", job.describe(chosen))
-    if values.dry_run:
-        print(job.show(chosen))
-        return
-    machines.make(compute, chosen)
-    _LOGGER.info("all machines run; training goes on without this program. To see and to stop it:")
-    for command in ("logs --follow", "status", "stop"):
-        name, _, more = command.partition(" ")
-        _LOGGER.info(
-            "  python -m trainer.launch %s --project=%s --workdir=%s%s", name, chosen.project, chosen.workdir,
-            f" {more}" if more else "",
-        )  # fmt: skip
+    return values
 
 
 def _refuse_second(compute: Compute, workdir: str) -> None:
+    """Refuses a second job in a directory; a group whose machines are all gone makes way.
+
+    Raises:
+        UserError: machines train there.
+    """
     for group in compute.groups(job.group_name(workdir)):
-        raise UserError(
-            f"machines train in {workdir} already, in {group.zone}: 'python -m trainer.launch status' shows them, "
-            "'stop' stops them"
-        )
+        if compute.machines(group.name, group.zone):
+            raise UserError(
+                f"machines train in {workdir} already, in {group.zone}: 'python -m trainer.launch status' shows them, "
+                "'stop' stops them"
+            )
+        _LOGGER.info("deletes %s in %s, which is left without machines", group.name, group.zone)
+        compute.delete(group.name, group.zone)
 
 
 def _status(argv: Sequence[str]) -> None:

@@ -3,8 +3,11 @@
 import dataclasses
 import datetime
 import logging
+import re
 from collections.abc import Sequence
+from typing import NoReturn
 
+import tensorflow as tf
 from ml_collections import ConfigDict
 
 from cloud import checks
@@ -26,8 +29,10 @@ _PERMISSIONS = dict.fromkeys(
     "roles/compute.instanceAdmin.v1",
 )  # fmt: skip
 _RECIPE = "docker/trainer.Dockerfile"
+_ALL = "GPUS_ALL_REGIONS"
 _ABOVE = ("roles/editor", "roles/owner")
 _ACCOUNT_ROLES = ("roles/compute.instanceAdmin.v1", "roles/logging.logWriter")
+_BUCKET = re.compile(r"gs://[^/]+/[^/]")
 _QUOTAS = "https://console.cloud.google.com/iam-admin/quotas?project="
 
 
@@ -36,7 +41,6 @@ class Wishes:
     """What a command line says of machines.
 
     Attributes:
-        project: that pays, or None for that of the credentials.
         zone: of the machines, or None for one that has them, near the run.
         machine: their type.
         count: how many.
@@ -48,7 +52,6 @@ class Wishes:
         public_ips: whether they have addresses of the internet.
     """
 
-    project: str | None
     zone: str | None
     machine: str
     count: int
@@ -60,10 +63,7 @@ class Wishes:
     public_ips: bool
 
 
-def choose(
-    api: Api, compute: Compute, wishes: Wishes, config: ConfigDict, text: str, overrides: Sequence[str],
-    data: str, work_dir: str,
-) -> Job:  # fmt: skip
+def choose(api: Api, compute: Compute, wishes: Wishes, config: ConfigDict, data: str, work_dir: str) -> Job:
     """Chooses what is not said, and looks for what would make the job fail.
 
     Args:
@@ -71,8 +71,6 @@ def choose(
         compute: Compute Engine, in the project that pays.
         wishes: what is said.
         config: as it will be.
-        text: of the file that it comes from.
-        overrides: what else is said of it, as arguments.
         data: a dataset on Cloud Storage.
         work_dir: the directory of the run there.
 
@@ -85,31 +83,36 @@ def choose(
     checks.check_services(api, project, _SERVICES)
     zone, machine = _find_zone(api, compute, wishes, data, work_dir)
     region = zone.rpartition("-")[0]
-    count = wishes.count * max(1, machine.gpus)
-    replicas.check_batch(config.batch_size, count)
-    loop.check(config, count)
+    _check_config(config, wishes.count, max(1, machine.gpus))
     checks.check_permissions(api, project, _PERMISSIONS)
     account = wishes.account or checks.default_account(api, project)
     checks.check_account(api, account)
     for role in _ACCOUNT_ROLES:
-        checks.look_for_role(api, project, account, (role, *_ABOVE))
+        checks.check_role(api, project, account, (role, *_ABOVE))
     image = wishes.image or f"{region}-docker.pkg.dev/{project}/koalarization/trainer:main"
     _check_quota(compute, region, machine, wishes)
     return Job(
         workdir=work_dir, project=project, zone=zone, machine=machine, count=wishes.count, spot=wishes.spot,
         end=datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=wishes.max_hours),
         image=_pin_image(api, image), account=account, subnetwork=wishes.subnetwork,
-        public_ips=wishes.public_ips, config=text, arguments=(*overrides, f"--data={data}", f"--workdir={work_dir}"),
+        public_ips=wishes.public_ips, config=workdir.to_json(config),
+        arguments=(f"--data={data}", f"--workdir={work_dir}"),
     )  # fmt: skip
 
 
 def _check_run(config: ConfigDict, data: str, work_dir: str) -> None:
     for name, path in (("data", data), ("workdir", work_dir)):
-        if not path.startswith("gs://"):
+        if not _BUCKET.match(path) or "\n" in path:
             raise UsageError(f"--{name}={path} cannot be reached from the machines; name it as gs://BUCKET/DIRECTORY")
     dataset = manifest.read(data)
     if Checkpoints(work_dir).steps():
         workdir.check(work_dir, config, dataset)
+
+
+def _check_config(config: ConfigDict, machines: int, replicas_each: int) -> None:
+    replicas.check_strategy(config.strategy, machines if machines > 1 else 0)
+    replicas.check_batch(config.batch_size, machines * replicas_each)
+    loop.check(config, machines * replicas_each)
 
 
 def _find_zone(api: Api, compute: Compute, wishes: Wishes, data: str, work_dir: str) -> tuple[str, MachineType]:
@@ -143,31 +146,51 @@ def _some(zones: Sequence[str] | dict[str, MachineType]) -> str:
 
 def _pin_image(api: Api, image: str) -> str:
     """The name of an image that will not change while machines come and go."""
+    if not checks.is_in_registry(image):  # others would be handed the token of the machines
+        raise UserError(f"image {image} is not in Artifact Registry, where machines can fetch it; push it there")
     found = checks.find_image(api, image, _RECIPE)
-    if found is None:
-        return image
-    if checks.TENSORFLOW_LABEL not in found.labels:
+    has = found.labels.get(checks.TENSORFLOW_LABEL) if found else None
+    if not found or not has:
         raise UserError(f"image {image} is none to train with; build one from {_RECIPE}")
+    if has != tf.__version__:
+        raise UserError(
+            f"image {image} has TensorFlow {has}, this program has {tf.__version__}; take an image that was built from "
+            "the same commit, or this program's version"
+        )
     return found.pinned
 
 
 def _check_quota(compute: Compute, region: str, machine: MachineType, wishes: Wishes) -> None:
-    """Looks whether as many GPUs may be used; of those that no quota of the region is for, Compute Engine says it."""
+    """Looks whether as many GPUs may be used; of those that no quota is for, Compute Engine says it.
+
+    Machines that are deleted within a week may take either of two quotas, spot or not.
+    https://cloud.google.com/compute/docs/instance-groups/limit-vm-runtime-in-migs
+    """
     needed = wishes.count * machine.gpus
     if not needed:
         return
-    kind = machine.gpu_type.removeprefix("nvidia-").removeprefix("tesla-").upper().replace("-", "_")
     quotas = compute.quotas(region)
-    prefix = "PREEMPTIBLE_" if wishes.spot else ""
-    names = (f"{prefix}NVIDIA_{each}_GPUS" for each in (kind, kind.removesuffix("_80GB")))
-    metric = next((name for name in names if name in quotas), None)
-    if metric is None:
+    kind = machine.gpu_type.removeprefix("nvidia-").removeprefix("tesla-").upper().replace("-", "_")
+    names = [f"{prefix}NVIDIA_{kind}_GPUS" for prefix in ("PREEMPTIBLE_", "")[:: 1 if wishes.spot else -1]]
+    metrics = [name for name in names if name in quotas]
+    if not metrics:
         _LOGGER.info("whether a quota of %s is left for %s could not be looked up", region, machine.gpu_type)
-        return
+    elif all(_room(quotas[name]) < needed for name in metrics):
+        _refuse(compute.project, quotas, metrics[0], f" in {region}", needed, ", or choose a zone of another region")
+    if not wishes.spot and _ALL in quotas and _room(quotas[_ALL]) < needed:
+        _refuse(compute.project, quotas, _ALL, "", needed, "")
+
+
+def _room(quota: tuple[float, float]) -> float:
+    limit, usage = quota
+    return limit - usage
+
+
+def _refuse(
+    project: str, quotas: dict[str, tuple[float, float]], metric: str, place: str, needed: int, other: str
+) -> NoReturn:
     limit, usage = quotas[metric]
-    if limit - usage < needed:
-        raise UserError(
-            f"project {compute.project} may use {limit:.0f} {metric} in {region}, {usage:.0f} of them are in use, and "
-            f"{needed} are needed: ask for more at {_QUOTAS}{compute.project}, or choose another --zone"
-            + ("" if wishes.spot else ", or --spot, which has a quota of its own")
-        )
+    raise UserError(
+        f"project {project} may use {limit:.0f} {metric}{place}, {usage:.0f} of them are in use, and {needed} are "
+        f"needed: ask for more at {_QUOTAS}{project}{other}"
+    )

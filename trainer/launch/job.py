@@ -16,6 +16,16 @@ GRACE = datetime.timedelta(minutes=15)  # after which machines that should have 
 _URL = "https://compute.googleapis.com/compute/v1/projects"
 _SYSTEM = "projects/cos-cloud/global/images/family/cos-stable"  # brings Docker, and installs NVIDIA's driver
 _DISK_GB = 100  # of which the image, unpacked twice while it is fetched, takes 20
+_CONFIG = """import json
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict(json.loads({!r}))
+"""
+# What is told to stop saves its state; a machine that is taken away has 30 seconds. Docker may leave containers alone.
+_SHUTDOWN = "#!/bin/bash\ndocker stop --time=25 trainer\n"
 # The least that works: datasets and runs, and the image; logs; and deleting the group.
 _SCOPES = tuple(
     f"https://www.googleapis.com/auth/{each}" for each in ("devstorage.read_write", "logging.write", "compute")
@@ -41,10 +51,10 @@ class Job:
         end: when they are deleted at the latest, with a time zone.
         image: of the container.
         account: the service account as whom they run.
-        subnetwork: its name, or None for the default network.
+        subnetwork: its name in the region of the machines, or its path; None for the default network.
         public_ips: whether they can be reached from, and reach, the internet.
-        config: text of the configuration file.
-        arguments: of `trainer.train`, but for the configuration file.
+        config: the configuration, as JSON.
+        arguments: of `trainer.train`, but for the configuration.
     """
 
     workdir: str
@@ -70,11 +80,6 @@ class Job:
     def region(self) -> str:
         """Of the zone."""
         return self.zone.rpartition("-")[0]
-
-    @property
-    def replicas(self) -> int:
-        """How many GPUs, or machines without any, train at a time."""
-        return self.count * max(1, self.machine.gpus)
 
 
 def describe(job: Job) -> str:
@@ -140,8 +145,9 @@ def _template(job: Job) -> compute_v1.InstanceTemplate:
     labels = {"application": "koalarization", "job": "train"}
     metadata = {
         "startup-script": resources.files("trainer.launch").joinpath("startup.sh").read_text(),
+        "shutdown-script": _SHUTDOWN,
         "koalarization-arguments": "\n".join(job.arguments),
-        "koalarization-config": job.config,
+        "koalarization-config": _CONFIG.format(job.config),
         "koalarization-count": str(job.count),
         "koalarization-end": str(int(job.end.timestamp())),
         "koalarization-gpus": str(job.machine.gpus),
@@ -171,7 +177,8 @@ def _template(job: Job) -> compute_v1.InstanceTemplate:
 def _network(job: Job) -> compute_v1.NetworkInterface:
     network = compute_v1.NetworkInterface(nic_type="GVNIC")
     if job.subnetwork:
-        network.subnetwork = f"regions/{job.region}/subnetworks/{job.subnetwork}"
+        is_path = "/" in job.subnetwork
+        network.subnetwork = job.subnetwork if is_path else f"regions/{job.region}/subnetworks/{job.subnetwork}"
     else:
         network.network = "global/networks/default"
     if job.public_ips:

@@ -52,7 +52,12 @@ class Logs:
         Raises:
             UserError: they cannot be read.
         """
-        return list(reversed(self._ask({"orderBy": "timestamp desc", "pageSize": count})[0]))
+        found: list[Line] = []
+        for page in self._pages({"orderBy": "timestamp desc", "pageSize": count}):
+            found += page
+            if len(found) >= count:
+                break
+        return found[:count][::-1]
 
     def follow(self, seen: list[Line]) -> Iterator[Line]:
         """Lines as they come, without end.
@@ -74,13 +79,16 @@ class Logs:
             time.sleep(_PAUSE_SECONDS)
 
     def _since(self, moment: datetime.datetime) -> Iterator[Line]:
-        page: str | None = ""
-        while page is not None:
-            lines, page = self._ask(
-                {"orderBy": "timestamp asc", "pageSize": _PAGE, **({"pageToken": page} if page else {})},
-                f' AND timestamp >= "{moment.astimezone(datetime.timezone.utc):%Y-%m-%dT%H:%M:%S.%fZ}"',
-            )
-            yield from lines
+        since = f' AND timestamp >= "{moment.astimezone(datetime.timezone.utc):%Y-%m-%dT%H:%M:%S.%fZ}"'
+        for page in self._pages({"orderBy": "timestamp asc", "pageSize": _PAGE}, since):
+            yield from page
+
+    def _pages(self, request: dict[str, Any], more: str = "") -> Iterator[list[Line]]:
+        """All pages of an answer; one that is empty is no last one, if a next one is named."""
+        token: str | None = ""
+        while token is not None:
+            lines, token = self._ask(request | ({"pageToken": token} if token else {}), more)
+            yield lines
 
     def _ask(self, request: dict[str, Any], more: str = "") -> tuple[list[Line], str | None]:
         names = " OR ".join(

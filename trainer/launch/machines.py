@@ -3,7 +3,7 @@
 import logging
 import time
 
-from cloud.compute import Compute, Machine, Unavailable
+from cloud.compute import Compute, Machine, Taken, Unavailable
 from pipeline.errors import UserError
 from trainer.launch import job
 from trainer.launch.job import Job
@@ -12,6 +12,7 @@ _LOGGER = logging.getLogger(__name__)
 _LOOK_SECONDS = 5.0
 _MOST_SECONDS = 900.0  # that machines may take to come
 _NO_CAPACITY = ("ZONE_RESOURCE_POOL_EXHAUSTED", "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS", "STOCKOUT")
+_NO_PERMISSION = ("PERMISSION_DENIED", "IAM_PERMISSION_DENIED", "SERVICE_ACCOUNT_ACCESS_DENIED", "forbidden")
 
 
 def make(compute: Compute, chosen: Job) -> None:
@@ -23,14 +24,27 @@ def make(compute: Compute, chosen: Job) -> None:
     try:
         compute.create(job.requests(chosen))
         _wait(compute, chosen)
+    except Taken as error:  # it is another launch's, and stays
+        raise UserError(
+            f"machines are made for {chosen.workdir} already ({error}); wait for them, or stop them"
+        ) from error
     except BaseException as error:
-        _LOGGER.info("deletes what was made")
-        try:
-            compute.delete(chosen.name, chosen.zone)
-        except UserError as left:
-            _LOGGER.warning("WARNING: %s; 'python -m trainer.launch stop' tries it again", left)
+        _delete(compute, chosen)
         if isinstance(error, Unavailable):
             raise _explain(compute, chosen, error.reason, str(error)) from error
+        raise
+
+
+def _delete(compute: Compute, chosen: Job) -> None:
+    """Deletes what was made, or says that it is there."""
+    _LOGGER.info("deletes what was made")
+    stop = f"python -m trainer.launch stop --project={chosen.project} --workdir={chosen.workdir}"
+    try:
+        compute.delete(chosen.name, chosen.zone)
+    except UserError as error:
+        _LOGGER.warning("WARNING: %s; machines may be left, which cost: %s", error, stop)
+    except BaseException:
+        _LOGGER.warning("WARNING: machines may be left, which cost: %s", stop)
         raise
 
 
@@ -40,6 +54,10 @@ def _wait(compute: Compute, chosen: Job) -> None:
         machines = compute.machines(chosen.name, chosen.zone)
         if errors := [error for machine in machines for error in machine.errors]:
             raise _explain(compute, chosen, *errors[0])
+        if not machines:
+            raise UserError(
+                "the machines were deleted before they ran: stopped, or at their end already; see their logs"
+            )
         running = sum(machine.status == "RUNNING" for machine in machines)
         if running != before:
             _LOGGER.info("%d of %d machines run", running, chosen.count)
@@ -62,9 +80,13 @@ def _explain(compute: Compute, chosen: Job, code: str, message: str) -> UserErro
         advice = f"try --zone={near[0]}" if near else "try it later" if chosen.spot else "try --spot, or later"
         return UserError(f"{chosen.zone} has no {chosen.machine.name} to give at the moment; {advice}: {said}")
     if "quota" in code.lower():
-        return UserError(f"a quota of {chosen.project} is full; ask for more, or try another region: {said}")
-    if code in ("PERMISSION_DENIED", "IAM_PERMISSION_DENIED", "forbidden"):
-        return UserError(f"{said}; roles/compute.instanceAdmin.v1 and roles/iam.serviceAccountUser have what is needed")
+        other = "" if "globally" in message else ", or try another region"
+        return UserError(f"a quota of {chosen.project} is full; ask for more{other}: {said}")
+    if code in _NO_PERMISSION:
+        return UserError(
+            f"{said}; you need roles/compute.instanceAdmin.v1 in project {chosen.project}, and "
+            f"roles/iam.serviceAccountUser on {chosen.account}"
+        )
     return UserError(said)
 
 

@@ -3,15 +3,14 @@
 # the end of all machines. What it is to do stands in the metadata of its instance; see trainer/launch/job.py.
 #
 # The container's exit status decides: 0 is the end; 130 and 143, told to stop, and 75, another machine is gone, start it
-# again; all else does so, too, but three times in a row only. Whatever ends the job deletes the whole group, and with it
-# this machine.
+# again; what fails is tried three times. Whatever ends the job deletes the whole group, and with it this machine.
 set -uo pipefail
+trap '' PIPE  # nobody may read what this says, and it goes on
 
 readonly PORT=2222          # where the machines of a job find each other
-readonly TRIES=3            # that may fail one after the other
-readonly LONG=1800          # seconds after which a failure is no longer one after the other
+readonly TRIES=3            # that may fail, since the machine was started
+readonly PREPARATIONS=40    # attempts to get driver and image, two a minute: roles take minutes until they hold
 readonly STOP_SECONDS=120   # that training may take to save itself at the end of its time
-readonly PREEMPTED=25       # and when the machine is taken away, which gives it 30
 
 ask() { curl --silent --show-error --fail --retry 5 --retry-connrefused --max-time 60 "$@"; }
 
@@ -29,7 +28,7 @@ authorized() { ask --config <(token | sed 's/^/header = "Authorization: Bearer /
 # Says a line, here and in Cloud Logging.
 say() {
   local line
-  line=$(tr '[:cntrl:]"\134' ' ' <<<"$1")  # so that it is JSON; \134 is a backslash
+  line=$(tr '[:cntrl:]"\134' ' ' <<<"$1") # so that it is JSON; \134 is a backslash
   line=${line% }
   echo "koalarization: $line"
   authorized --output /dev/null --header 'Content-Type: application/json' --data @- \
@@ -43,17 +42,30 @@ say() {
 # Deletes all machines of the job; asks for it until this one goes.
 finish() {
   say "$1; all machines of the job are deleted now"
-  until authorized --request DELETE --output /dev/null \
-    "https://compute.googleapis.com/compute/v1/projects/$project/zones/$zone/instanceGroupManagers/$group"; do
-    say "the machines cannot be deleted: does their service account have roles/compute.instanceAdmin.v1?"
+  local status
+  while true; do
+    status=$(authorized --request DELETE --output /dev/null --write-out '%{http_code}' \
+      "https://compute.googleapis.com/compute/v1/projects/$project/zones/$zone/instanceGroupManagers/$group")
+    case $status in
+      200 | 404) sleep infinity ;; # 404: another machine was faster
+      403) say "the machines may not be deleted: their service account needs roles/compute.instanceAdmin.v1" ;;
+      *) say "the machines are not deleted yet (HTTP $status)" ;;
+    esac
     sleep 60
   done
-  sleep infinity
 }
+
+seconds_left() { echo $((end - $(date +%s))); }
+
+finish_in_time() {
+  (($(seconds_left) > 0)) || finish "the time of the job is over; the same launch goes on from its last checkpoint"
+}
+
+# While the machine goes down, Docker goes before this script, and what fails then says nothing of the job.
+wait_if_stopping() { [[ $(systemctl is-system-running) != stopping ]] || sleep infinity; }
 
 install_driver() {
   PATH=$PATH:/var/lib/nvidia/bin
-  [[ $(nvidia-smi --list-gpus 2>/dev/null | wc -l) == "$gpus" ]] && return
   say "installs NVIDIA's driver for $gpus GPUs"
   { cos-extensions install gpu && mount --bind /var/lib/nvidia /var/lib/nvidia &&
     mount -o remount,exec /var/lib/nvidia; } >"$home/driver.log" 2>&1
@@ -72,6 +84,21 @@ fetch_image() {
   return 1
 }
 
+# The system lets nobody in but SSH; the firewall of the network still decides who may come.
+open_ports() { iptables --wait --append INPUT --protocol tcp --jump ACCEPT; }
+
+prepare() {
+  local attempt
+  ((count == 1)) || open_ports
+  for ((attempt = 1; ; attempt++)); do
+    { ((gpus == 0)) || install_driver; } && fetch_image && return
+    wait_if_stopping
+    finish_in_time
+    ((attempt < PREPARATIONS)) || finish "the machine cannot be made ready to train"
+    sleep 30
+  done
+}
+
 # Who trains with whom, for TensorFlow; names of machines outlast their addresses.
 cluster() {
   local domain index workers=""
@@ -82,9 +109,12 @@ cluster() {
   echo "{\"cluster\": {\"worker\": [$workers]}, \"task\": {\"type\": \"worker\", \"index\": ${name##*-}}}"
 }
 
-# Trains for some seconds at most.
+# Trains until it ends, or for as long as there is time; keeps what is said last, which may be Docker's.
 train() {
-  local options=() tf_config
+  local options=() tf_config gpu left
+  : >"$home/said"
+  left=$(seconds_left)
+  ((left > 0)) || left=1 # 0 would be for ever
   if ((count > 1)); then
     tf_config=$(cluster) || return
     options+=(--env="TF_CONFIG=$tf_config")
@@ -92,13 +122,13 @@ train() {
   if ((gpus > 0)); then
     options+=(--volume=/var/lib/nvidia/lib64:/usr/local/nvidia/lib64:ro --volume=/var/lib/nvidia/bin:/usr/local/nvidia/bin:ro)
     options+=(--device=/dev/nvidiactl --device=/dev/nvidia-uvm)
-    local gpu
     for ((gpu = 0; gpu < gpus; gpu++)); do options+=("--device=/dev/nvidia$gpu"); done
   fi
-  docker rm --force trainer >/dev/null 2>&1  # of before the machine was stopped
-  timeout --kill-after=$STOP_SECONDS "$1" docker run --name=trainer --rm --network=host --ipc=host \
-    --stop-timeout=$PREEMPTED --log-driver=gcplogs --volume="$home/config.py:/config.py:ro" "${options[@]}" \
-    --entrypoint=python "$image" -m trainer.train --config=/config.py "${arguments[@]}"
+  docker rm --force trainer >/dev/null 2>&1 # of before the machine was stopped
+  timeout --kill-after=$STOP_SECONDS "$left" docker run --name=trainer --rm --network=host --ipc=host \
+    --log-driver=gcplogs --volume="$home/config.py:/config.py:ro" "${options[@]}" \
+    --entrypoint=python "$image" -m trainer.train --config=/config.py "${arguments[@]}" 2>&1 |
+    tail --lines=1 >"$home/said"
 }
 
 home=$(mktemp --directory)
@@ -114,24 +144,22 @@ group=${name%-*}
 chmod 0644 "$home/config.py"
 
 say "machine ${name##*-} of $count starts"
+finish_in_time
+prepare
 failures=0
 while true; do
-  seconds=$((end - $(date +%s)))
-  ((seconds > 0)) || finish "the time of the job is over; the same launch goes on from its last checkpoint"
-  began=$SECONDS
-  status=1
-  { ((gpus == 0)) || install_driver; } && fetch_image && { train "$seconds"; status=$?; }
-  # While the machine goes down, Docker goes before this script, and what fails then says nothing of the job.
-  [[ $(systemctl is-system-running) == stopping ]] && sleep infinity
+  finish_in_time
+  train
+  status=$?
+  wait_if_stopping
+  ((status == 0)) && finish "training is finished"
+  finish_in_time
   case $status in
-    0) finish "training is finished" ;;
-    124) continue ;;  # by `timeout`
     75 | 130 | 143) say "training was told to stop, or lost another machine (status $status); it goes on" ;;
     2) finish "trainer.train does not understand its arguments (status 2)" ;;
     *)
-      ((SECONDS - began < LONG)) || failures=0
-      ((++failures < TRIES)) || finish "training failed $TRIES times in a row (status $status)"
-      say "training failed (status $status); it is tried again"
+      ((++failures < TRIES)) || finish "training failed $TRIES times (status $status: $(<"$home/said"))"
+      say "training failed (status $status: $(<"$home/said")); it is tried again"
       ;;
   esac
   sleep 10
