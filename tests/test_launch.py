@@ -3,6 +3,7 @@
 import copy
 import datetime
 import json
+import re
 
 import pytest
 import tensorflow as tf
@@ -470,3 +471,28 @@ def test_help_and_what_is_missing(capsys):
     assert "unknown command stats: choose status, logs, stop, or give options to launch" in error_of(capsys)
     assert cli.run(main, ["launch", "logs", "--help"]) == 0
     assert "--follow" in capsys.readouterr().out
+
+
+def documented(name):
+    """The commands of trainer.launch that a page shows, without what begins them."""
+    with open(name) as file:
+        text = file.read().replace("\\\n", " ")
+    found = re.findall(r"^\.venv/bin/python -m trainer\.launch ([^#\n]+)", text, re.MULTILINE)
+    values = {"PROJECT": PROJECT, "BUCKET": "bucket", "$ACCOUNT": ACCOUNT}
+    return [
+        [re.sub("|".join(map(re.escape, values)), lambda m: values[m[0]], each) for each in line.split()]
+        for line in found
+    ]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/google-cloud.md"])
+def test_the_commands_of_the_pages_work(project, page):
+    commands = documented(page)
+    assert commands
+    for arguments in commands:
+        if "--follow" in arguments:
+            arguments.remove("--follow")
+        assert cli.run(main, ["launch", *arguments]) == 0, arguments
+    launches = [each for each in commands if each[0].startswith("--")]
+    assert len(launches) == 1
+    assert len(project.compute.made) == 1
