@@ -5,12 +5,11 @@ import datetime
 import logging
 import re
 from collections.abc import Sequence
-from typing import NoReturn
 
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from cloud import checks
+from cloud import checks, quotas
 from cloud.api import Api
 from cloud.compute import Compute, MachineType
 from pipeline import manifest
@@ -29,11 +28,9 @@ _PERMISSIONS = dict.fromkeys(
     "roles/compute.instanceAdmin.v1",
 )  # fmt: skip
 _RECIPE = "docker/trainer.Dockerfile"
-_ALL = "GPUS_ALL_REGIONS"
 _ABOVE = ("roles/editor", "roles/owner")
 _ACCOUNT_ROLES = ("roles/compute.instanceAdmin.v1", "roles/logging.logWriter")
 _BUCKET = re.compile(r"gs://[^/]+/[^/]")
-_QUOTAS = "https://console.cloud.google.com/iam-admin/quotas?project="
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +87,8 @@ def choose(api: Api, compute: Compute, wishes: Wishes, config: ConfigDict, data:
     for role in _ACCOUNT_ROLES:
         checks.check_role(api, project, account, (role, *_ABOVE))
     image = wishes.image or f"{region}-docker.pkg.dev/{project}/koalarization/trainer:main"
-    _check_quota(compute, region, machine, wishes)
+    if machine.gpus:
+        quotas.check_gpus(compute, region, machine.gpu_type, wishes.count * machine.gpus, wishes.spot)
     return Job(
         workdir=work_dir, project=project, zone=zone, machine=machine, count=wishes.count, spot=wishes.spot,
         end=datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=wishes.max_hours),
@@ -158,39 +156,3 @@ def _pin_image(api: Api, image: str) -> str:
             "the same commit, or this program's version"
         )
     return found.pinned
-
-
-def _check_quota(compute: Compute, region: str, machine: MachineType, wishes: Wishes) -> None:
-    """Looks whether as many GPUs may be used; of those that no quota is for, Compute Engine says it.
-
-    Machines that are deleted within a week may take either of two quotas, spot or not.
-    https://cloud.google.com/compute/docs/instance-groups/limit-vm-runtime-in-migs
-    """
-    needed = wishes.count * machine.gpus
-    if not needed:
-        return
-    quotas = compute.quotas(region)
-    kind = machine.gpu_type.removeprefix("nvidia-").removeprefix("tesla-").upper().replace("-", "_")
-    names = [f"{prefix}NVIDIA_{kind}_GPUS" for prefix in ("PREEMPTIBLE_", "")[:: 1 if wishes.spot else -1]]
-    metrics = [name for name in names if name in quotas]
-    if not metrics:
-        _LOGGER.info("whether a quota of %s is left for %s could not be looked up", region, machine.gpu_type)
-    elif all(_room(quotas[name]) < needed for name in metrics):
-        _refuse(compute.project, quotas, metrics[0], f" in {region}", needed, ", or choose a zone of another region")
-    if not wishes.spot and _ALL in quotas and _room(quotas[_ALL]) < needed:
-        _refuse(compute.project, quotas, _ALL, "", needed, "")
-
-
-def _room(quota: tuple[float, float]) -> float:
-    limit, usage = quota
-    return limit - usage
-
-
-def _refuse(
-    project: str, quotas: dict[str, tuple[float, float]], metric: str, place: str, needed: int, other: str
-) -> NoReturn:
-    limit, usage = quotas[metric]
-    raise UserError(
-        f"project {project} may use {limit:.0f} {metric}{place}, {usage:.0f} of them are in use, and {needed} are "
-        f"needed: ask for more at {_QUOTAS}{project}{other}"
-    )

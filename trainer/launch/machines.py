@@ -74,9 +74,9 @@ def _wait(compute: Compute, chosen: Job) -> None:
 def _explain(compute: Compute, chosen: Job, code: str, message: str) -> UserError:
     """An error of Compute Engine's in one sentence, with what to try next."""
     said = f"{' '.join(message.split())} ({code})" if code else " ".join(message.split())
-    others = sorted(zone for zone in compute.machine_types(chosen.machine.name) if zone != chosen.zone)
-    near = [zone for zone in others if zone.startswith(f"{chosen.region}-")]
     if code in _NO_CAPACITY:
+        zones = sorted(compute.machine_types(chosen.machine.name))
+        near = [zone for zone in zones if zone.startswith(f"{chosen.region}-") and zone != chosen.zone]
         advice = f"try --zone={near[0]}" if near else "try it later" if chosen.spot else "try --spot, or later"
         return UserError(f"{chosen.zone} has no {chosen.machine.name} to give at the moment; {advice}: {said}")
     if "quota" in code.lower():
