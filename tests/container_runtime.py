@@ -72,7 +72,7 @@ def _login(machine, arguments):
 def _pull(machine, arguments):
     assert arguments[0] == "--quiet"
     if status := int((machine / IMAGE_STATUS).read_text()):
-        print(f'Error response: denied: "{arguments[1]}"\nno permission', file=sys.stderr)
+        print(f'Error response: {arguments[1]}\ndenied:\t"a\\b"', file=sys.stderr)  # all that JSON minds
     return status
 
 

@@ -229,7 +229,7 @@ def test_a_machine_that_lacks_gpus_does_not_train(cloud, start):
 def test_an_image_that_cannot_be_fetched_is_said(cloud, start):
     start(0, image_status=1)
     said = deleted(cloud)
-    assert any(line.endswith("cannot be fetched: no permission") for line in said)
+    assert any(line.rstrip().endswith("cannot be fetched: denied:  a b") for line in said)
     assert said.count("machine 0 of 1 starts") == 1
     assert len(said) == 6
     assert MANY in SCRIPT.read_text()
