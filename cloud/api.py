@@ -118,6 +118,6 @@ class Api:
 
 def _message(response: Response) -> str:
     try:
-        return response.json()["error"]["message"]
-    except (ValueError, LookupError, TypeError):
+        return " ".join(response.json()["error"]["message"].split())
+    except (ValueError, LookupError, TypeError, AttributeError):
         return " ".join(response.text.split())[:200] or response.reason

@@ -2,11 +2,12 @@
 
 import concurrent.futures
 import contextlib
+import datetime
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from google.api_core.exceptions import BadRequest, Conflict, GoogleAPICallError, GoogleAPIError, NotFound
+from google.api_core.exceptions import Conflict, GoogleAPICallError, GoogleAPIError, NotFound
 from google.auth.credentials import Credentials
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import compute_v1
@@ -39,11 +40,15 @@ class Group(NamedTuple):
         name: of the group.
         zone: where it is.
         description: what its maker wrote there.
+        template: the name of what its machines are made from.
+        made: when it was made, with a time zone.
     """
 
     name: str
     zone: str
     description: str
+    template: str
+    made: datetime.datetime
 
 
 class Machine(NamedTuple):
@@ -106,7 +111,13 @@ class Compute:
         )
         with _asking(f"machines of project {self.project} cannot be looked up"):
             return [
-                Group(each.name, scope.removeprefix("zones/"), each.description)
+                Group(
+                    each.name,
+                    scope.removeprefix("zones/"),
+                    each.description,
+                    each.instance_template.rpartition("/")[2],
+                    datetime.datetime.fromisoformat(each.creation_timestamp),
+                )
                 for scope, groups in self._groups.aggregated_list(request=request)
                 for each in groups.instance_group_managers
             ]
@@ -132,52 +143,41 @@ class Compute:
         """Makes a template, a group and its machines, one after the other; the machines are then on their way.
 
         Args:
-            requests: Google's own, for all of them; a template that is left from before makes way.
+            requests: Google's own, for all of them.
 
         Raises:
-            Taken: there is a group of that name; nothing of it was changed.
+            Taken: there is one of that name; nothing of it was changed.
         """
         for request in requests:
             with _asking("machines cannot be made"):
                 self._create(request)
 
     def _create(self, request: Any) -> None:
-        if isinstance(request, compute_v1.InsertInstanceTemplateRequest):
-            try:
-                _wait(self._templates.insert(request=request))
-            except Conflict:
-                self._replace_template(request)
-        elif isinstance(request, compute_v1.InsertInstanceGroupManagerRequest):
-            try:
-                _wait(self._groups.insert(request=request))
-            except Conflict as error:
-                raise Taken(f"there is a group {request.instance_group_manager_resource.name} already") from error
-        else:
-            _wait(self._groups.create_instances(request=request))
-
-    def delete(self, group: str, zone: str | None) -> None:
-        """Deletes a group with all of its machines, and its template; what is not there is fine.
-
-        Args:
-            group: its name, and the template's.
-            zone: where it is; None for the template alone.
-        """
-        with _asking(f"{group} cannot be deleted"):
-            if zone:
-                with contextlib.suppress(NotFound):
-                    _wait(self._groups.delete(project=self.project, zone=zone, instance_group_manager=group))
-            self._delete_template(group)
-
-    def _replace_template(self, request: Any) -> None:
-        name = request.instance_template_resource.name
         try:
-            self._delete_template(name)
-        except BadRequest as error:
-            raise Taken(f"template {name} is in use") from error
-        _wait(self._templates.insert(request=request))
+            if isinstance(request, compute_v1.InsertInstanceTemplateRequest):
+                _wait(self._templates.insert(request=request))
+            elif isinstance(request, compute_v1.InsertInstanceGroupManagerRequest):
+                _wait(self._groups.insert(request=request))
+            else:
+                _wait(self._groups.create_instances(request=request))
+        except Conflict as error:
+            raise Taken(_said(error)) from error
 
-    def _delete_template(self, name: str) -> None:
-        with contextlib.suppress(NotFound):
+    def delete(self, group: Group) -> None:
+        """Deletes a group with all of its machines, and its template; what is not there is fine."""
+        with _asking(f"{group.name} cannot be deleted"), contextlib.suppress(NotFound):
+            _wait(self._groups.delete(project=self.project, zone=group.zone, instance_group_manager=group.name))
+        self.delete_template(group.template)
+
+    def templates(self, pattern: str) -> list[str]:
+        """The templates whose whole names match a regular expression."""
+        request = compute_v1.ListInstanceTemplatesRequest(project=self.project, filter=f'name eq "{pattern}"')
+        with _asking(f"templates of project {self.project} cannot be looked up"):
+            return [each.name for each in self._templates.list(request=request)]
+
+    def delete_template(self, name: str) -> None:
+        """Deletes a template; one that is not there is fine."""
+        with _asking(f"template {name} cannot be deleted"), contextlib.suppress(NotFound):
             _wait(self._templates.delete(project=self.project, instance_template=name))
 
 
@@ -191,6 +191,10 @@ class Unavailable(UserError):
     def __init__(self, message: str, reason: str):
         super().__init__(message)
         self.reason = reason
+
+
+def _said(error: GoogleAPICallError) -> str:
+    return _PREFIX.sub("", one_line(error))
 
 
 def _wait(operation: Any) -> None:
@@ -218,9 +222,8 @@ def _asking(what: str) -> Iterator[None]:
     try:
         yield
     except GoogleAPICallError as error:
-        said = _PREFIX.sub("", one_line(error))
         reasons = [each.get("reason", "") for each in error.errors if isinstance(each, dict)]
-        raise Unavailable(f"{what}: {said}", (error.reason or "".join(reasons[:1]))) from error
+        raise Unavailable(f"{what}: {_said(error)}", (error.reason or "".join(reasons[:1]))) from error
     except Unavailable as error:
         raise Unavailable(f"{what}: {error}", error.reason) from error
     except (

@@ -38,6 +38,15 @@ def send(folder, number):
         os.killpg(int((Path(folder) / "container").read_text()), number)
 
 
+def stop(folder, seconds):
+    """Asks the container of a machine to end, and ends it when its time is over."""
+    send(folder, signal.SIGTERM)
+    end = time.monotonic() + seconds
+    while (Path(folder) / "container").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    send(folder, signal.SIGKILL)
+
+
 def _main(name, arguments):
     machine = Path(os.environ["MACHINE"])
     if name == "sleep":
@@ -86,11 +95,7 @@ def _stop(machine, arguments):
     """Asks the container to end, and ends it when its time is over."""
     time_, name = arguments
     assert (time_.partition("=")[0], name) == ("--time", "trainer"), arguments
-    send(machine, signal.SIGTERM)
-    end = time.monotonic() + int(time_.partition("=")[2])
-    while (machine / "container").exists() and time.monotonic() < end:
-        time.sleep(0.1)
-    send(machine, signal.SIGKILL)
+    stop(machine, int(time_.partition("=")[2]))
     return 0
 
 

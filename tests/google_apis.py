@@ -52,6 +52,8 @@ class Api:
         except Refusal as refusal:
             status = refusal.status
             content = {"error": {"code": status, "message": refusal.message, "status": refusal.reason}}
+            if self._document["name"] == "compute":  # which has codes of its own
+                content["error"]["errors"] = [{"message": refusal.message, "reason": refusal.reason}]
         except Exception as error:
             self.refused.append(f"{verb} {target}: {error}")
             status, content = 400, {"error": {"code": 400, "message": f"{verb} {target}: {error}", "status": "INVALID"}}

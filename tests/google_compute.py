@@ -4,6 +4,7 @@ A machine of the double is the real startup script, in a process of its own, wit
 """
 
 import contextlib
+import datetime
 import http.server
 import json
 import os
@@ -32,11 +33,12 @@ class Logging(Api):
 
     Attributes:
         entries: all that were written, in their order.
+        refusal: what is answered in place of taking one.
     """
 
     def __init__(self):
         super().__init__("logging", "v2", entries_write=self._write, entries_list=self._list)
-        self.entries = []
+        self.entries, self.refusal = [], None
         self._lock = threading.Lock()
 
     def said(self):
@@ -44,6 +46,8 @@ class Logging(Api):
         return [entry["jsonPayload"]["message"] for entry in self.entries]
 
     def _write(self, found, body):
+        if self.refusal:
+            raise self.refusal
         with self._lock:
             for entry in body["entries"]:
                 moment = f"2026-01-01T00:{len(self.entries) // 60:02}:{len(self.entries) % 60:02}.123456789Z"
@@ -164,15 +168,20 @@ class Machine:
     def refused(self):
         return self._metadata.refused
 
-    def shut_down(self, seconds=30):
+    def shut_down(self, seconds=30, docker_first=False):
         """Ends it as a machine that is stopped or taken away ends: its shutdown script, Docker, then all the rest.
 
-        Docker does not stop the container by itself, which it need not either.
+        Args:
+            seconds: that the script may take.
+            docker_first: Docker is quicker, and ends the container as it ends itself; else it leaves it alone.
         """
         (self.folder / "stopping").touch()
+        if docker_first:
+            container_runtime.stop(self.folder, 10)
+            (self.folder / "docker-gone").touch()
         script = ["bash", self.folder / "shutdown.sh"]
         with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run(script, env=self._environment, timeout=seconds, check=True)
+            subprocess.run(script, env=self._environment, timeout=seconds, check=not docker_first)
         (self.folder / "docker-gone").touch()
         time.sleep(2)  # in which the startup script is alone
         self.kill()
@@ -200,11 +209,12 @@ class Compute(Api):
         global_quotas: the same of all regions together.
         errors: code and message with which machines do not come.
         refusals: what methods answer in place of doing anything, by their ID.
+        deaf: groups that are to be deleted are not, though that is promised.
         failure: code and message with which the next group ends.
         late: how often an operation is asked for before it is done.
         start: makes a machine from its name, metadata and zone; or None, and machines are but names.
         templates: as they are, by name.
-        groups: as they are, by name.
+        groups: as they are, by zone and name.
         made: machines that were made, by name, in the order of their making.
         deleted: names of groups.
     """
@@ -214,6 +224,7 @@ class Compute(Api):
             "compute", "v1", machineTypes_aggregatedList=self._types, regions_get=self._region,
             projects_get=lambda found, body: {"name": PROJECT, "quotas": quotas(self.global_quotas)},
             instanceTemplates_insert=self._insert_template, instanceTemplates_delete=self._delete_template,
+            instanceTemplates_list=self._list_templates,
             instanceGroupManagers_insert=self._insert_group, instanceGroupManagers_delete=self._delete_group,
             instanceGroupManagers_createInstances=self._create, instanceGroupManagers_aggregatedList=self._groups,
             instanceGroupManagers_listManagedInstances=self._list, zoneOperations_get=self._operation,
@@ -222,7 +233,7 @@ class Compute(Api):
         self.start = start
         self.quotas = {"NVIDIA_A100_GPUS": (16, 0), "PREEMPTIBLE_NVIDIA_A100_GPUS": (8, 0)}
         self.global_quotas = {"GPUS_ALL_REGIONS": (16, 0)}
-        self.errors, self.refusals, self.late, self.failure = [], {}, 1, None
+        self.errors, self.refusals, self.late, self.failure, self.deaf = [], {}, 1, None, False
         self.templates, self.groups, self.made, self.deleted = {}, {}, [], []
         self._waited = {}
         self._lock = threading.RLock()
@@ -267,26 +278,39 @@ class Compute(Api):
         name = found["instanceTemplate"]
         if name not in self.templates:
             raise Refusal(404, f"The resource 'instanceTemplates/{name}' was not found", "NOT_FOUND")
-        if name in self.groups:
+        if name in [group["template"] for group in self.groups.values()]:
             raise Refusal(400, f"The instance_template resource {name} is already being used", "INVALID_USAGE")
         del self.templates[name]
         return self._begin()
 
+    def _list_templates(self, found, body):
+        (pattern,) = re.fullmatch(r'name eq "([^"]+)"', found["filter"]).groups()
+        names = [name for name in self.templates if re.fullmatch(pattern, name)]
+        return {"items": [{"name": name} for name in names]} if names else {}
+
     def _insert_group(self, found, body):
         template = body["instanceTemplate"].rpartition("/")[2]
         assert body["instanceTemplate"] == f"projects/{PROJECT}/global/instanceTemplates/{template}"
-        if body["name"] in self.groups:
-            raise Refusal(409, f"{body['name']} already exists", "ALREADY_EXISTS")
+        key = found["zone"], body["name"]
+        if key in self.groups:
+            raise Refusal(409, f"{body['name']} already exists", "alreadyExists")
         if template not in self.templates:
             raise Refusal(404, f"{template} was not found", "NOT_FOUND")
         assert body["targetSize"] == 0
-        self.groups[body["name"]] = {"zone": found["zone"], "body": body, "template": template, "machines": {}}
+        self.groups[key] = {
+            "zone": found["zone"],
+            "body": body,
+            "template": template,
+            "machines": {},
+            "made": time.time(),
+        }
         return self._begin()
 
     def _create(self, found, body):
         group = self._group(found)
         for each in body["instances"]:
             assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", each["name"])
+            assert each["name"] not in group["machines"]
             group["machines"][each["name"]] = None if self.errors else self._start(group, each["name"])
         return self._begin()
 
@@ -297,7 +321,8 @@ class Compute(Api):
 
     def _delete_group(self, found, body):
         group = self._group(found)
-        del self.groups[found["instanceGroupManager"]]
+        if not self.deaf:
+            del self.groups[found["zone"], found["instanceGroupManager"]]
         self.deleted.append(found["instanceGroupManager"])
         for machine in group["machines"].values():
             if hasattr(machine, "shut_down"):
@@ -305,19 +330,20 @@ class Compute(Api):
         return self._begin()
 
     def _group(self, found):
-        group = self.groups.get(found["instanceGroupManager"])
-        if group is None or group["zone"] != found["zone"]:
+        group = self.groups.get((found["zone"], found["instanceGroupManager"]))
+        if group is None:
             raise Refusal(404, f"{found['instanceGroupManager']} was not found", "NOT_FOUND")
         return group
 
     def _groups(self, found, body):
         (pattern,) = re.fullmatch(r'name eq "([^"]+)"', found["filter"]).groups()
         items = {f"zones/{zone}": {"warning": {"code": "NO_RESULTS_ON_PAGE"}} for zone in ZONES}
-        for name, group in self.groups.items():
+        for (zone, name), group in self.groups.items():
             if re.fullmatch(pattern, name):
-                items[f"zones/{group['zone']}"] = {
-                    "instanceGroupManagers": [{"name": name, "description": group["body"]["description"]}]
-                }
+                own = {key: group["body"][key] for key in ("name", "description", "instanceTemplate")}
+                made = datetime.datetime.fromtimestamp(group["made"], datetime.timezone.utc)
+                own["creationTimestamp"] = made.isoformat(timespec="milliseconds")
+                items[f"zones/{zone}"] = {"instanceGroupManagers": [own]}
         return {"items": items}
 
     def _list(self, found, body):

@@ -8,6 +8,7 @@ import re
 import pytest
 import tensorflow as tf
 
+from cloud.compute import Machine
 from pipeline import cli, config
 from tests import cloud_storage
 from tests.google_apis import Refusal
@@ -25,6 +26,7 @@ PERMISSIONS = {
 }  # fmt: skip
 RUN = "gs://bucket/run"
 NAME = job.group_name(RUN)
+ZONE = "us-central1-a"
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,7 @@ def project(running):
     yield running
     running.permissions, running.compute.quotas, running.compute.global_quotas = before
     running.disabled = set()
+    running.compute.deaf = False
     running.compute.errors, running.compute.refusals = [], {}
     running.compute.groups.clear()
     running.compute.templates.clear()
@@ -123,7 +126,7 @@ def test_what_is_asked_of_compute_engine(project, capsys, tmp_path):
     for part in (
         "zone us-central1-a was chosen of those near the data that have a2-highgpu-8g: us-central1-a, us-central1-b",
         "2 of a2-highgpu-8g, 8 nvidia-tesla-a100 each, in us-central1-a; standard; --spot is cheaper",
-        "at most 20 machine hours, paid for by a-project", "2 of 2 machines run",
+        "at most 20.5 machine hours, paid for by a-project", "2 of 2 machines run",
         f"trainer.launch stop --project={PROJECT}",
     ):  # fmt: skip
         assert part in told
@@ -150,7 +153,7 @@ def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(project, capsys):
 
 def without_end(body):
     """What two launches have in common: they end at different times."""
-    body = copy.deepcopy(body)
+    body = json.loads(re.sub(rf"{NAME}-\d{{16}}", "TEMPLATE", json.dumps(body)))
     if "properties" in body:
         body["properties"]["scheduling"].pop("terminationTime")
         items = body["properties"]["metadata"]["items"]
@@ -182,6 +185,8 @@ def without_end(body):
         (["--machine=e2-standard-4", "--workdir=gs://bucket/a\nb"], "--workdir=gs://bucket/a\\nb cannot be reached"),
         (["--machine=e2-standard-4", "--config.model.name=none"], "model.name is 'none'; choose one of"),
         (["--machine=e2-standard-4", "--config.learning_rates=(1e-3,)"], "must be of the same length"),
+        (["--machine=e2-standard-4", "--config.features=stored"], "features is 'stored', but gs://bucket/data has"),
+        (["--machine=e2-standard-4", "--config.model.feature_weights=/w.h5"], "which the machines cannot reach; copy"),
         (["--machine=e2-standard-4", "--config.strategy=foo"], "strategy is 'foo'; choose one of auto"),
         (["--machine=e2-standard-4", "--count=2", "--config.strategy=mirrored"], "strategy is 'mirrored', but"),
     ],
@@ -210,6 +215,10 @@ def test_machines_that_could_not_delete_themselves_are_refused(project, capsys):
     project.roles = ["roles/editor"]
     assert launched("--machine=e2-standard-4", "--dry_run") == 0
     capsys.readouterr()
+    project.roles = ["roles/compute.admin", "roles/logging.admin"]
+    assert launched("--machine=e2-standard-4", "--dry_run") == 0
+    assert "WARNING: " in (said_ := capsys.readouterr().err)
+    assert f"{ACCOUNT}, as whom the machines run, has not roles/artifactregistry.reader" in said_
     project.roles = ["roles/logging.logWriter"]
     assert launched("--machine=e2-standard-4") == 1
     assert error_of(capsys).startswith(
@@ -234,6 +243,8 @@ def test_an_image_that_cannot_train_is_refused(project, capsys):
 
 def test_an_api_that_is_not_enabled(project, capsys):
     project.disabled = {"compute.googleapis.com"}
+    for method in ("instanceGroupManagers.aggregatedList", "machineTypes.aggregatedList"):
+        project.compute.refusals[f"compute.{method}"] = Refusal(403, "has not been used before", "accessNotConfigured")
     assert launched("--machine=e2-standard-4") == 1
     assert "compute.googleapis.com is not enabled: gcloud services enable" in error_of(capsys)
 
@@ -308,13 +319,20 @@ def test_machines_that_do_not_come_are_one_line_and_leave_nothing(project, capsy
 
 
 def test_a_refusal_on_the_way_is_one_line_and_leaves_nothing(project, capsys):
-    project.compute.refusals["compute.instanceGroupManagers.createInstances"] = Refusal(
-        403, "Quota 'INSTANCES' exceeded.", "quotaExceeded"
-    )
-    assert launched("--machine=e2-standard-4") == 1
-    line = error_of(capsys)
-    assert "Quota 'INSTANCES' exceeded." in line
-    assert "https://" not in line
+    create = "compute.instanceGroupManagers.createInstances"
+    for refusal, said in (
+        (
+            Refusal(403, "Quota 'INSTANCES' exceeded.", "quotaExceeded"),
+            "a quota of a-project is full; ask for more, or",
+        ),
+        (Refusal(403, "Required 'compute.instances.create'", "forbidden"), "you need roles/compute.instanceAdmin.v1"),
+    ):
+        project.compute.refusals[create] = refusal
+        assert launched("--machine=e2-standard-4") == 1
+        line = error_of(capsys)
+        assert said in line
+        assert refusal.message in line
+        assert "https://" not in line
     assert (project.compute.groups, project.compute.templates) == ({}, {})
 
 
@@ -330,33 +348,62 @@ def test_what_cannot_be_deleted_is_said(project, capsys):
     assert said.splitlines()[-1].startswith("error: a quota of a-project is full")
 
 
-def test_a_second_launch_is_refused_and_a_template_that_is_left_makes_way(project, capsys):
+def test_a_second_launch_is_refused_and_old_templates_are_deleted(project, capsys):
+    project.compute.templates |= {f"{NAME}-1": {}, f"{NAME}-{10**17}": {}}
     assert launched("--machine=e2-standard-4") == 0
+    assert f"{NAME}-1" not in project.compute.templates
+    assert f"{NAME}-{10**17}" in project.compute.templates  # machines may still be made of it
     capsys.readouterr()
     assert launched("--machine=e2-standard-4", "--zone=us-central1-b") == 1
     assert error_of(capsys).startswith(f"error: machines train in {RUN} already, in us-central1-a")
     project.compute.groups.clear()  # as at the end of a run
-    assert launched("--machine=e2-standard-4") == 0
+    assert launched("--machine=e2-standard-4", "--max_hours=9") == 0
 
 
-def test_a_launch_that_comes_second_leaves_the_first_ones_machines(project, capsys, monkeypatch):
-    assert launched("--machine=e2-standard-4") == 0
-    monkeypatch.setattr("trainer.launch.__main__._refuse_second", lambda *_: None)  # both looked at the same time
-    assert launched("--machine=e2-standard-4") == 1
-    assert error_of(capsys).startswith(f"error: machines are made for {RUN} already (template {NAME} is in use); wait")
-    assert list(project.compute.groups) == [NAME]
-    project.compute.refusals["compute.instanceGroupManagers.insert"] = Refusal(409, "exists", "ALREADY_EXISTS")
-    project.compute.templates.clear()
-    assert launched("--machine=e2-standard-4") == 1
-    assert f"(there is a group {NAME} already)" in error_of(capsys)
-    assert list(project.compute.groups) == [NAME]
+@pytest.fixture
+def both_looked(monkeypatch):
+    """Two launches at the same time: neither saw the other."""
+    monkeypatch.setattr(machines, "refuse_second", lambda *_: [])
 
 
-def test_a_group_without_machines_makes_way(project, capsys):
-    assert launched("--machine=e2-standard-4") == 0
-    project.compute.groups[NAME]["machines"].clear()  # as when their time was over and they were deleted from outside
+REFUSALS = {
+    "instanceTemplates.insert": Refusal(503, "later", "backendError"),
+    "instanceGroupManagers.insert": Refusal(403, "Quota", "quotaExceeded"),
+    "instanceGroupManagers.createInstances": Refusal(400, "no", "invalid"),
+}
+
+
+@pytest.mark.parametrize("method", [*REFUSALS, None])
+@pytest.mark.parametrize("zone", [ZONE, "us-central1-b"])
+def test_a_launch_that_comes_second_leaves_the_first_ones_machines(project, capsys, both_looked, method, zone):
+    assert launched("--machine=e2-standard-4", "--max_hours=9") == 0
+    templates = list(project.compute.templates)
+    if method:
+        project.compute.refusals[f"compute.{method}"] = REFUSALS[method]
+    assert launched("--machine=e2-standard-4", f"--zone={zone}") == 1
+    assert error_of(capsys)
+    assert (list(project.compute.groups), list(project.compute.templates)) == ([(ZONE, NAME)], templates)
+    assert len(project.compute.groups[ZONE, NAME]["machines"]) == 1
+
+
+def test_a_group_without_machines_makes_way_when_it_is_old(project, capsys):
+    assert launched("--machine=e2-standard-4", "--max_hours=9") == 0
+    project.compute.groups[ZONE, NAME]["machines"].clear()  # as when their time was over and they were deleted
+    assert launched("--machine=e2-standard-4", "--zone=us-central1-b") == 1  # or as when they are being made
+    project.compute.groups[ZONE, NAME]["made"] -= 1000
+    assert launched("--machine=e2-standard-4", "--zone=us-central1-b", "--dry_run") == 0
+    assert list(project.compute.groups) == [(ZONE, NAME)]
     assert launched("--machine=e2-standard-4", "--zone=us-central1-b") == 0
+    assert list(project.compute.groups) == [("us-central1-b", NAME)]
     assert f"deletes {NAME} in us-central1-a, which is left without machines" in capsys.readouterr().err
+
+
+def test_machines_that_do_not_all_come_in_time(project, capsys, monkeypatch):
+    monkeypatch.setattr(machines, "_MOST", datetime.timedelta(0))
+    monkeypatch.setattr("cloud.compute.Compute.machines", lambda *_: [Machine(f"{NAME}-0", "STAGING", "CREATING", ())])
+    assert launched("--machine=e2-standard-4") == 1
+    assert error_of(capsys) == "error: after 0 minutes 0 of 1 machines run; try again"
+    assert (project.compute.groups, project.compute.templates) == ({}, {})
 
 
 def test_an_operation_that_fails_is_one_line_and_leaves_nothing(project, capsys):
@@ -411,7 +458,7 @@ def test_status_shows_machines_and_what_they_said_last(project, capsys):
     assert lines == [
         f"{RUN}: {NAME} in us-central1-a", f"  {NAME}-0  RUNNING  2026-01-01 00:00:01 0 epoch 2", f"  {NAME}-1  RUNNING"
     ]  # fmt: skip
-    project.compute.groups[NAME]["machines"][f"{NAME}-1"] = None
+    project.compute.groups[ZONE, NAME]["machines"][f"{NAME}-1"] = None
     project.compute.errors = [("ZONE_RESOURCE_POOL_EXHAUSTED", "none left")]
     assert command("status", f"--workdir={RUN}/") == 0
     assert f"{NAME}-1  none, CREATING (ZONE_RESOURCE_POOL_EXHAUSTED)" in capsys.readouterr().out
@@ -452,7 +499,7 @@ def test_stop_deletes_machines_and_template(project, capsys):
     assert launched("--machine=e2-standard-4") == 0
     assert command("stop", f"--workdir={RUN}") == 0
     assert (project.compute.groups, project.compute.templates, project.compute.deleted) == ({}, {}, [NAME])
-    assert launched("--machine=e2-standard-4") == 0
+    assert launched("--machine=e2-standard-4", "--max_hours=9") == 0
     project.compute.groups.clear()  # as at the end of a run, which leaves the template
     assert command("stop", f"--workdir={RUN}") == 0
     assert project.compute.templates == {}

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from pipeline import reader
 from pipeline.batches import Batches
 from pipeline.errors import UserError
+from pipeline.manifest import Manifest
 from pipeline.reader import Dataset
 from pipeline.shards import TRAIN, VALIDATION
 from trainer import models, optimizer, replicas, schedule, workdir
@@ -160,20 +161,25 @@ def _describe(config: ConfigDict, dataset: Dataset, state: TrainState, epochs: i
     )  # fmt: skip
 
 
+def check_features(config: ConfigDict, dataset: Manifest, directory: str) -> None:
+    """Looks for stored features, where a configuration insists on them.
+
+    Raises:
+        UserError: there are none.
+    """
+    if models.find(config.model.name).takes_features and config.features == "stored" and dataset.features is None:
+        raise UserError(f"features is 'stored', but {directory} has none; run beam_jobs.embed on it, or choose 'auto'")
+
+
 def _stored_features(config: ConfigDict, dataset: Dataset) -> bool:
     """Whether the dataset's features stand for the pictures at 299.
 
     Raises:
         UserError: they are those of another extractor, or there are none where some are asked for.
     """
+    check_features(config, dataset.manifest, dataset.directory)
     stored = dataset.manifest.features
-    if not models.find(config.model.name).takes_features or config.features == "computed":
-        return False
-    if stored is None:
-        if config.features == "stored":
-            raise UserError(
-                f"features is 'stored', but {dataset.directory} has none; run beam_jobs.embed on it, or choose 'auto'"
-            )
+    if not models.find(config.model.name).takes_features or config.features == "computed" or stored is None:
         return False
     # Built for this and let go again: what it would take of each device's memory, batches can have.
     extractor = models.create_extractor(config.model, config.seed)

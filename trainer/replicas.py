@@ -170,7 +170,7 @@ def _create(name: str) -> tf.distribute.Strategy:
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
         except _PEER_ERRORS as error:
-            raise TryAgain(
+            raise UserError(
                 f"the workers of {_TF_CONFIG} do not find each other ({one_line(error)[:200]}); start the command on "
                 "all of them, and open their ports"
             ) from error

@@ -25,6 +25,7 @@ from pipeline import cli
 from pipeline.errors import UsageError, UserError
 
 try:
+    from cloud import checks
     from cloud.api import Api
     from cloud.compute import Compute
 except ImportError as error:
@@ -33,6 +34,7 @@ from trainer.launch import job, machines
 from trainer.launch.logs import Logs
 
 _LOGGER = logging.getLogger(__name__)
+_SERVICES = ("compute.googleapis.com", "logging.googleapis.com", "storage.googleapis.com")
 _LINES = 100  # of a log that are shown at first
 
 
@@ -61,12 +63,16 @@ def _launch(argv: Sequence[str]) -> None:
         image=values.image, account=values.service_account_email, subnetwork=values.subnetwork,
         public_ips=values.use_public_ips,
     )  # fmt: skip
-    _refuse_second(compute, values.workdir)
+    checks.check_services(api, compute.project, _SERVICES)
+    left = machines.refuse_second(compute, values.workdir)
     chosen = choose.choose(api, compute, wishes, values.config, values.data, values.workdir)
     _LOGGER.info("%s", job.describe(chosen))
     if values.dry_run:
         print(job.show(chosen))
         return
+    for group in left:
+        _LOGGER.info("deletes %s in %s, which is left without machines", group.name, group.zone)
+        compute.delete(group)
     machines.make(compute, chosen)
     _LOGGER.info("all machines run; training goes on without this program. To see and to stop it:")
     for command, more in (("logs", " --follow"), ("status", ""), ("stop", "")):
@@ -110,22 +116,6 @@ def _launch_flags(argv: Sequence[str]) -> flags.FlagValues:
     )  # fmt: skip
     flags.DEFINE_boolean("dry_run", False, "Looks, shows the requests, and makes nothing.", flag_values=values)
     return values
-
-
-def _refuse_second(compute: Compute, workdir: str) -> None:
-    """Refuses a second job in a directory; a group whose machines are all gone makes way.
-
-    Raises:
-        UserError: machines train there.
-    """
-    for group in compute.groups(job.group_name(workdir)):
-        if compute.machines(group.name, group.zone):
-            raise UserError(
-                f"machines train in {workdir} already, in {group.zone}: 'python -m trainer.launch status' shows them, "
-                "'stop' stops them"
-            )
-        _LOGGER.info("deletes %s in %s, which is left without machines", group.name, group.zone)
-        compute.delete(group.name, group.zone)
 
 
 def _status(argv: Sequence[str]) -> None:
@@ -174,9 +164,10 @@ def _stop(argv: Sequence[str]) -> None:
     groups = compute.groups(name)
     for group in groups:
         _LOGGER.info("deletes the machines of %s in %s", group.name, group.zone)
-        compute.delete(group.name, group.zone)
+        compute.delete(group)
+    for template in compute.templates(f"{name}-[0-9]+"):  # of launches before
+        compute.delete_template(template)
     if not groups:
-        compute.delete(name, None)
         _LOGGER.info("no machines train in %s", values.workdir)
 
 

@@ -19,7 +19,6 @@ from trainer.checkpoints import Checkpoints
 from trainer.launch.job import Job
 
 _LOGGER = logging.getLogger(__name__)
-_SERVICES = ("compute.googleapis.com", "logging.googleapis.com", "storage.googleapis.com")
 _PERMISSIONS = dict.fromkeys(
     (
         "compute.instanceTemplates.create", "compute.instanceGroupManagers.create",
@@ -29,7 +28,17 @@ _PERMISSIONS = dict.fromkeys(
 )  # fmt: skip
 _RECIPE = "docker/trainer.Dockerfile"
 _ABOVE = ("roles/editor", "roles/owner")
-_ACCOUNT_ROLES = ("roles/compute.instanceAdmin.v1", "roles/logging.logWriter")
+# The least that works, and what has it, too: without these, machines could not delete themselves, or say anything.
+_ACCOUNT_ROLES = (
+    ("roles/compute.instanceAdmin.v1", "roles/compute.admin", *_ABOVE),
+    ("roles/logging.logWriter", "roles/logging.admin", *_ABOVE),
+)
+_IMAGE_ROLES = (
+    "roles/artifactregistry.reader",
+    "roles/artifactregistry.writer",
+    "roles/artifactregistry.admin",
+    *_ABOVE,
+)
 _BUCKET = re.compile(r"gs://[^/]+/[^/]")
 
 
@@ -77,15 +86,15 @@ def choose(api: Api, compute: Compute, wishes: Wishes, config: ConfigDict, data:
     """
     project = compute.project
     _check_run(config, data, work_dir)
-    checks.check_services(api, project, _SERVICES)
     zone, machine = _find_zone(api, compute, wishes, data, work_dir)
     region = zone.rpartition("-")[0]
     _check_config(config, wishes.count, max(1, machine.gpus))
     checks.check_permissions(api, project, _PERMISSIONS)
     account = wishes.account or checks.default_account(api, project)
     checks.check_account(api, account)
-    for role in _ACCOUNT_ROLES:
-        checks.check_role(api, project, account, (role, *_ABOVE))
+    for roles in _ACCOUNT_ROLES:
+        checks.check_role(api, project, account, roles)
+    checks.look_for_role(api, project, account, _IMAGE_ROLES)  # which it may have on the repository alone
     image = wishes.image or f"{region}-docker.pkg.dev/{project}/koalarization/trainer:main"
     if machine.gpus:
         quotas.check_gpus(compute, region, machine.gpu_type, wishes.count * machine.gpus, wishes.spot)
@@ -102,7 +111,14 @@ def _check_run(config: ConfigDict, data: str, work_dir: str) -> None:
     for name, path in (("data", data), ("workdir", work_dir)):
         if not _BUCKET.match(path) or "\n" in path:
             raise UsageError(f"--{name}={path} cannot be reached from the machines; name it as gs://BUCKET/DIRECTORY")
+    weights = config.model.feature_weights
+    if weights not in (None, "imagenet") and not _BUCKET.match(weights):
+        raise UsageError(
+            f"model.feature_weights is '{weights}', which the machines cannot reach; copy it to a bucket, and name it "
+            "as gs://BUCKET/FILE"
+        )
     dataset = manifest.read(data)
+    loop.check_features(config, dataset, data)
     if Checkpoints(work_dir).steps():
         workdir.check(work_dir, config, dataset)
 

@@ -73,8 +73,13 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Of the group and of its template."""
+        """Of the group."""
         return group_name(self.workdir)
+
+    @property
+    def template(self) -> str:
+        """The name of the template, which no other launch has, and which says until which microsecond it is of use."""
+        return f"{self.name}-{int(self.end.timestamp() * 1e6)}"
 
     @property
     def region(self) -> str:
@@ -84,13 +89,13 @@ class Job:
 
 def describe(job: Job) -> str:
     """What will cost, for a person."""
-    hours = (job.end - datetime.datetime.now(datetime.timezone.utc)).total_seconds() / 3600
+    hours = (job.end + GRACE - datetime.datetime.now(datetime.timezone.utc)).total_seconds() / 3600
     gpus = f", {job.machine.gpus} {job.machine.gpu_type} each" if job.machine.gpus else ", without a GPU"
     model = "spot: cheaper, and made anew whenever they are taken away" if job.spot else "standard; --spot is cheaper"
     return "\n".join(
         [
             f"machines    {job.count} of {job.machine.name}{gpus}, in {job.zone}; {model}",
-            f"costs       at most {job.count * hours:.0f} machine hours, paid for by {job.project}: deleted when the "
+            f"costs       at most {job.count * hours:.1f} machine hours, paid for by {job.project}: deleted when the "
             f"run is finished, or {job.end:%Y-%m-%d %H:%M} UTC has passed",
             f"image       {job.image}",
             f"runs as     {job.account}",
@@ -171,7 +176,7 @@ def _template(job: Job) -> compute_v1.InstanceTemplate:
         scheduling=_scheduling(job),
         metadata=compute_v1.Metadata(items=[compute_v1.Items(key=key, value=metadata[key]) for key in metadata]),
     )
-    return compute_v1.InstanceTemplate(name=job.name, description=job.workdir, properties=properties)
+    return compute_v1.InstanceTemplate(name=job.template, description=job.workdir, properties=properties)
 
 
 def _network(job: Job) -> compute_v1.NetworkInterface:
@@ -202,7 +207,7 @@ def _group(job: Job) -> compute_v1.InstanceGroupManager:
         name=job.name,
         description=job.workdir,
         base_instance_name=job.name,
-        instance_template=f"projects/{job.project}/global/instanceTemplates/{job.name}",
+        instance_template=f"projects/{job.project}/global/instanceTemplates/{job.template}",
         target_size=0,
         instance_lifecycle_policy=compute_v1.InstanceGroupManagerInstanceLifecyclePolicy(
             default_action_on_failure="REPAIR"

@@ -1,18 +1,39 @@
 """The machines of a training job: made together or not at all, and what keeps them from coming in one sentence."""
 
+import datetime
 import logging
 import time
 
-from cloud.compute import Compute, Machine, Taken, Unavailable
+from cloud.compute import Compute, Group, Machine, Taken, Unavailable
 from pipeline.errors import UserError
 from trainer.launch import job
 from trainer.launch.job import Job
 
 _LOGGER = logging.getLogger(__name__)
 _LOOK_SECONDS = 5.0
-_MOST_SECONDS = 900.0  # that machines may take to come
+_MOST = datetime.timedelta(minutes=15)  # that machines may take to come
 _NO_CAPACITY = ("ZONE_RESOURCE_POOL_EXHAUSTED", "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS", "STOCKOUT")
 _NO_PERMISSION = ("PERMISSION_DENIED", "IAM_PERMISSION_DENIED", "SERVICE_ACCOUNT_ACCESS_DENIED", "forbidden")
+
+
+def refuse_second(compute: Compute, workdir: str) -> list[Group]:
+    """Refuses a second job in a directory.
+
+    Returns:
+        Groups there whose machines are all gone.
+
+    Raises:
+        UserError: machines train there, or are being made.
+    """
+    groups = compute.groups(job.group_name(workdir))
+    for group in groups:
+        age = datetime.datetime.now(datetime.timezone.utc) - group.made
+        if compute.machines(group.name, group.zone) or age < _MOST:
+            raise UserError(
+                f"machines train in {workdir} already, in {group.zone}: 'python -m trainer.launch status' shows them, "
+                "'stop' stops them"
+            )
+    return groups
 
 
 def make(compute: Compute, chosen: Job) -> None:
@@ -21,13 +42,11 @@ def make(compute: Compute, chosen: Job) -> None:
     Raises:
         UserError: they cannot be made.
     """
+    _delete_old_templates(compute, chosen.name)
     try:
         compute.create(job.requests(chosen))
+        _check_alone(compute, chosen)
         _wait(compute, chosen)
-    except Taken as error:  # it is another launch's, and stays
-        raise UserError(
-            f"machines are made for {chosen.workdir} already ({error}); wait for them, or stop them"
-        ) from error
     except BaseException as error:
         _delete(compute, chosen)
         if isinstance(error, Unavailable):
@@ -35,12 +54,33 @@ def make(compute: Compute, chosen: Job) -> None:
         raise
 
 
+def _delete_old_templates(compute: Compute, name: str) -> None:
+    """Deletes what former launches have left: of templates whose time is over no machine is made any more."""
+    for template in compute.templates(f"{name}-[0-9]+"):
+        if int(template.rpartition("-")[2]) < time.time() * 1e6:
+            compute.delete_template(template)
+
+
+def _check_alone(compute: Compute, chosen: Job) -> None:
+    """Looks for a group of the same name in another zone, which was made at the same time.
+
+    Raises:
+        Taken: there is one.
+    """
+    for group in compute.groups(chosen.name):
+        if group.zone != chosen.zone:
+            raise Taken(f"machines are made for {chosen.workdir} in {group.zone} already; wait for them, or stop them")
+
+
 def _delete(compute: Compute, chosen: Job) -> None:
-    """Deletes what was made, or says that it is there."""
+    """Deletes what this launch has made, which its template tells, or says that it may be there."""
     _LOGGER.info("deletes what was made")
     stop = f"python -m trainer.launch stop --project={chosen.project} --workdir={chosen.workdir}"
     try:
-        compute.delete(chosen.name, chosen.zone)
+        for group in compute.groups(chosen.name):
+            if group.template == chosen.template:
+                compute.delete(group)
+        compute.delete_template(chosen.template)
     except UserError as error:
         _LOGGER.warning("WARNING: %s; machines may be left, which cost: %s", error, stop)
     except BaseException:
@@ -49,7 +89,7 @@ def _delete(compute: Compute, chosen: Job) -> None:
 
 
 def _wait(compute: Compute, chosen: Job) -> None:
-    end, before = time.monotonic() + _MOST_SECONDS, -1
+    end, before = time.monotonic() + _MOST.total_seconds(), -1
     while True:
         machines = compute.machines(chosen.name, chosen.zone)
         if errors := [error for machine in machines for error in machine.errors]:
@@ -66,7 +106,7 @@ def _wait(compute: Compute, chosen: Job) -> None:
             return
         if time.monotonic() > end:
             raise UserError(
-                f"after {_MOST_SECONDS / 60:.0f} minutes {running} of {chosen.count} machines run; try again"
+                f"after {_MOST.total_seconds() / 60:.0f} minutes {running} of {chosen.count} machines run; try again"
             )
         time.sleep(_LOOK_SECONDS)
 

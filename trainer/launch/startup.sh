@@ -7,10 +7,10 @@
 set -uo pipefail
 trap '' PIPE  # nobody may read what this says, and it goes on
 
-readonly PORT=2222          # where the machines of a job find each other
-readonly TRIES=3            # that may fail, since the machine was started
-readonly PREPARATIONS=40    # attempts to get driver and image, two a minute: roles take minutes until they hold
-readonly STOP_SECONDS=120   # that training may take to save itself at the end of its time
+readonly PORT=2222            # where the machines of a job find each other
+readonly TRIES=3              # that may fail one after the other
+readonly PREPARE_SECONDS=1200 # for driver, image and log: roles take minutes until they hold
+readonly STOP_SECONDS=120     # that training may take to save itself at the end of its time
 
 ask() { curl --silent --show-error --fail --retry 5 --retry-connrefused --max-time 60 "$@"; }
 
@@ -25,8 +25,8 @@ token() { metadata instance/service-accounts/default/token | sed -E 's/.*"access
 # The token by a pipe, not as an argument, which others on the machine could read.
 authorized() { ask --config <(token | sed 's/^/header = "Authorization: Bearer /; s/$/"/') "$@"; }
 
-# Says a line, here and in Cloud Logging.
-say() {
+# Writes a line, here and to Cloud Logging.
+log() {
   local line
   line=$(tr '[:cntrl:]"\134' ' ' <<<"$1") # so that it is JSON; \134 is a backslash
   line=${line% }
@@ -36,10 +36,12 @@ say() {
       \"logName\": \"projects/$project/logs/koalarization\",
       \"resource\": {\"type\": \"gce_instance\", \"labels\": {\"instance_id\": \"$id\", \"zone\": \"$zone\"}},
       \"entries\": [{\"jsonPayload\": {\"instance\": {\"name\": \"$name\"}, \"message\": \"$line\"}}]
-    }" || true
+    }"
 }
 
-# Deletes all machines of the job; asks for it until this one goes.
+say() { log "$1" || true; }
+
+# Deletes all machines of the job; asks for it until this one goes, since what was accepted may fail.
 finish() {
   say "$1; all machines of the job are deleted now"
   local status
@@ -47,7 +49,7 @@ finish() {
     status=$(authorized --request DELETE --output /dev/null --write-out '%{http_code}' \
       "https://compute.googleapis.com/compute/v1/projects/$project/zones/$zone/instanceGroupManagers/$group")
     case $status in
-      200 | 404) sleep infinity ;; # 404: another machine was faster
+      200 | 404) sleep 600 ;; # 404: another machine was faster
       403) say "the machines may not be deleted: their service account needs roles/compute.instanceAdmin.v1" ;;
       *) say "the machines are not deleted yet (HTTP $status)" ;;
     esac
@@ -67,7 +69,7 @@ wait_if_stopping() { [[ $(systemctl is-system-running) != stopping ]] || sleep i
 install_driver() {
   PATH=$PATH:/var/lib/nvidia/bin
   say "installs NVIDIA's driver for $gpus GPUs"
-  { cos-extensions install gpu && mount --bind /var/lib/nvidia /var/lib/nvidia &&
+  { timeout 600 cos-extensions install gpu && mount --bind /var/lib/nvidia /var/lib/nvidia &&
     mount -o remount,exec /var/lib/nvidia; } >"$home/driver.log" 2>&1
   local found
   found=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
@@ -79,7 +81,7 @@ install_driver() {
 fetch_image() {
   local said
   said=$(token | docker login --username=oauth2accesstoken --password-stdin "https://${image%%/*}" 2>&1 &&
-    docker pull --quiet "$image" 2>&1) && return
+    timeout 900 docker pull --quiet "$image" 2>&1) && return
   say "image $image cannot be fetched: $(tail --lines=1 <<<"$said")"
   return 1
 }
@@ -88,13 +90,12 @@ fetch_image() {
 open_ports() { iptables --wait --append INPUT --protocol tcp --jump ACCEPT; }
 
 prepare() {
-  local attempt
+  local began=$SECONDS
   ((count == 1)) || open_ports
-  for ((attempt = 1; ; attempt++)); do
-    { ((gpus == 0)) || install_driver; } && fetch_image && return
+  until { ((gpus == 0)) || install_driver; } && fetch_image && log "ready to train"; do
     wait_if_stopping
     finish_in_time
-    ((attempt < PREPARATIONS)) || finish "the machine cannot be made ready to train"
+    ((SECONDS - began < PREPARE_SECONDS)) || finish "the machine cannot be made ready to train"
     sleep 30
   done
 }
@@ -155,7 +156,10 @@ while true; do
   ((status == 0)) && finish "training is finished"
   finish_in_time
   case $status in
-    75 | 130 | 143) say "training was told to stop, or lost another machine (status $status); it goes on" ;;
+    75 | 130 | 143) # after it had begun
+      failures=0
+      say "training was told to stop, or lost another machine (status $status); it goes on"
+      ;;
     2) finish "trainer.train does not understand its arguments (status 2)" ;;
     *)
       ((++failures < TRIES)) || finish "training failed $TRIES times (status $status: $(<"$home/said"))"
