@@ -68,14 +68,15 @@ class Logs:
         Raises:
             UserError: they cannot be read.
         """
-        keys = {line.key for line in seen}
         newest = seen[-1].time if seen else datetime.datetime.now(datetime.timezone.utc)
+        known = {line.key for line in seen}
         while True:
-            for line in self._since(newest - _LATE):
-                if line.key not in keys:
-                    keys.add(line.key)
-                    newest = max(newest, line.time)
+            found = list(self._since(newest - _LATE))
+            for line in found:
+                if line.key not in known:
                     yield line
+            known = {line.key for line in found}  # all that can come again
+            newest = max([newest, *(line.time for line in found)])
             time.sleep(_PAUSE_SECONDS)
 
     def _since(self, moment: datetime.datetime) -> Iterator[Line]:
