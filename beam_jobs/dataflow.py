@@ -82,7 +82,7 @@ def prepare(
         checks.check_permissions(api, cloud.project, _USER_PERMISSIONS)
         account = cloud.service_account_email or checks.default_account(api, cloud.project)
         checks.check_account(api, account)
-        checks.look_for_role(api, cloud.project, account, _WORKER_ROLES)
+        checks.find_roles(api, cloud.project, account).look_for(_WORKER_ROLES)
     _bring_code(api, options, job, needs_image)
     if errors := PipelineOptionsValidator(options, DataflowRunner()).validate():
         raise UsageError(" ".join(errors[0].split()))
@@ -170,6 +170,9 @@ def _check_image(api: Api, image: str) -> None:
     else:
         found = checks.find_image(api, image, _RECIPE)
         if found is None:
+            _LOGGER.warning(
+                "WARNING: which versions image %s has could not be looked up: not in Artifact Registry", image
+            )
             return
         found_python, found_beam = found.labels.get(checks.PYTHON_LABEL), found.labels.get(checks.BEAM_LABEL)
         if not found_python or not found_beam:

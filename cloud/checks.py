@@ -1,5 +1,6 @@
 """Looks for what would make a job or a machine fail, or cost more than it need, before it is asked for."""
 
+import dataclasses
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -113,50 +114,62 @@ def check_account(api: Api, account: str) -> None:
         )
 
 
-def look_for_role(api: Api, project: str, account: str, roles: Sequence[str]) -> None:
-    """Says if a service account has none of some roles in a project, as far as its policy tells.
+@dataclasses.dataclass(frozen=True)
+class AccountRoles:
+    """The roles that a project's own policy gives a service account, as whom machines run.
 
-    It may have one all the same, by a folder, an organization or a group, which is why nothing is refused.
+    It may have others all the same, by a folder, an organization or a group.
 
-    Args:
-        api: who asks.
-        project: where it needs one.
+    Attributes:
         account: its address.
-        roles: the first is the least that works.
+        project: where it has them.
+        found: the roles; None, where they may not be looked at.
+        why: they may not.
     """
-    if lacking := _lacks_role(api, project, account, roles):
-        _LOGGER.warning("WARNING: %s", lacking)
+
+    account: str
+    project: str
+    found: frozenset[str] | None
+    why: str = ""
+
+    def look_for(self, roles: Sequence[str]) -> None:
+        """Warns if it has none of some roles, of which the first is the least that works."""
+        if lacking := self._lacking(roles):
+            _LOGGER.warning("WARNING: %s", lacking)
+
+    def check(self, roles: Sequence[str]) -> None:
+        """Looks for one of some roles, of which the first is the least that works.
+
+        Raises:
+            UserError: it has none of them.
+        """
+        if lacking := self._lacking(roles):
+            raise UserError(lacking)
+
+    def _lacking(self, roles: Sequence[str]) -> str:
+        """What to say if it has none of them; "" if it has, or that cannot be seen, which is logged."""
+        if self.found is None:
+            _LOGGER.info("whether %s has %s could not be looked up: %s", self.account, roles[0], self.why)
+            return ""
+        if not self.found.isdisjoint(roles):
+            return ""
+        return (
+            f"{self.account}, as whom the machines run, has not {roles[0]} in project {self.project}: gcloud projects "
+            f"add-iam-policy-binding {self.project} --member=serviceAccount:{self.account} --role={roles[0]} "
+            "--condition=None"
+        )
 
 
-def check_role(api: Api, project: str, account: str, roles: Sequence[str]) -> None:
-    """Looks whether a service account has one of some roles in a project; where that cannot be seen, it is logged.
-
-    Args:
-        api: who asks.
-        project: where it needs one.
-        account: its address.
-        roles: the first is the least that works.
-
-    Raises:
-        UserError: the project's policy gives it none.
-    """
-    if lacking := _lacks_role(api, project, account, roles):
-        raise UserError(lacking)
-
-
-def _lacks_role(api: Api, project: str, account: str, roles: Sequence[str]) -> str:
-    """What to say of an account that a project's policy gives none of some roles; "" if it does, or cannot be seen."""
+def find_roles(api: Api, project: str, account: str) -> AccountRoles:
+    """The roles of a service account in a project, as far as its policy tells."""
     try:
         policy = api.post(f"{_PROJECTS}/{project}:getIamPolicy", {})
     except Refused as error:
-        _LOGGER.info("whether %s has %s could not be looked up: %s", account, roles[0], error)
-        return ""
+        return AccountRoles(account, project, None, str(error))
+    bindings = policy.get("bindings", ())
     member = f"serviceAccount:{account}"
-    if any(each["role"] in roles and member in each.get("members", ()) for each in policy.get("bindings", ())):
-        return ""
-    return (
-        f"{account}, as whom the machines run, has not {roles[0]} in project {project}: gcloud projects "
-        f"add-iam-policy-binding {project} --member={member} --role={roles[0]} --condition=None"
+    return AccountRoles(
+        account, project, frozenset(each["role"] for each in bindings if member in each.get("members", ()))
     )
 
 
@@ -255,13 +268,8 @@ class Image(NamedTuple):
     pinned: str
 
 
-def is_in_registry(image: str) -> bool:
-    """Whether an image is in Artifact Registry, or in Container Registry, which that replaced."""
-    return _IMAGE.fullmatch(image) is not None
-
-
 def find_image(api: Api, image: str, recipe: str) -> Image | None:
-    """Looks at a container image in Artifact Registry; in another registry None, and a line in the log.
+    """Looks at a container image in Artifact Registry, or in Container Registry; in any other None.
 
     Args:
         api: who asks.
@@ -273,7 +281,6 @@ def find_image(api: Api, image: str, recipe: str) -> Image | None:
     """
     named = _IMAGE.fullmatch(image)
     if named is None:
-        _LOGGER.warning("WARNING: which versions image %s has could not be looked up: not in Artifact Registry", image)
         return None
     host, name, tag, digest = named.groups()
     base = f"https://{host}/v2/{name}"

@@ -19,6 +19,11 @@ _SECONDS = 600.0  # that an operation may take
 _PREFIX = re.compile(r"^(?:\d{3} )?[A-Z]+ https://\S+: ")  # what Google's client puts before what the service says
 
 
+def region_of(zone: str) -> str:
+    """The region of a zone: us-central1 of us-central1-a."""
+    return zone.rpartition("-")[0]
+
+
 class MachineType(NamedTuple):
     """A type of machine.
 
@@ -146,7 +151,7 @@ class Compute:
             requests: Google's own, for all of them.
 
         Raises:
-            Taken: there is one of that name; nothing of it was changed.
+            UserError: there is one of that name, of which nothing was changed; or as for all methods.
         """
         for request in requests:
             with _asking("machines cannot be made"):
@@ -161,7 +166,7 @@ class Compute:
             else:
                 _wait(self._groups.create_instances(request=request))
         except Conflict as error:
-            raise Taken(_said(error)) from error
+            raise UserError(_said(error)) from error
 
     def delete(self, group: Group) -> None:
         """Deletes a group with all of its machines, and its template; what is not there is fine."""
@@ -205,10 +210,6 @@ def _wait(operation: Any) -> None:
         for each in operation.error.errors:  # which the exception leaves out
             raise Unavailable(each.message, each.code) from error
         raise
-
-
-class Taken(UserError):
-    """Someone else has made what was to be made."""
 
 
 @contextlib.contextmanager

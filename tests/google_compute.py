@@ -16,6 +16,8 @@ import threading
 import time
 from pathlib import Path
 
+import tensorflow as tf
+
 from tests import container_runtime
 from tests.google_apis import Api, Refusal
 from tests.google_project import NUMBER, PROJECT
@@ -26,6 +28,20 @@ TYPES = {
     "a2-highgpu-8g": [{"guestAcceleratorType": "nvidia-tesla-a100", "guestAcceleratorCount": 8}],
     "a3-highgpu-8g": [{"guestAcceleratorType": "nvidia-h100-80gb", "guestAcceleratorCount": 8}],
 }
+
+
+IMAGE = f"us-central1-docker.pkg.dev/{PROJECT}/koalarization/trainer:main"
+PERMISSIONS = {
+    "compute.instanceTemplates.create", "compute.instanceGroupManagers.create", "compute.instanceGroupManagers.delete",
+    "compute.instances.create",
+}  # fmt: skip
+
+
+def prepare(project):
+    """Gives a project what training needs: permissions, roles, and an image."""
+    project.permissions["project"] |= PERMISSIONS
+    project.roles = ["roles/compute.instanceAdmin.v1", "roles/logging.logWriter"]
+    project.images[IMAGE.partition("/")[2]] = {"org.koalarization.tensorflow": tf.__version__}
 
 
 class Logging(Api):

@@ -12,18 +12,13 @@ from cloud.compute import Machine
 from pipeline import cli, config
 from tests import cloud_storage
 from tests.google_apis import Refusal
-from tests.google_compute import Compute, Logging
+from tests.google_compute import IMAGE, Compute, Logging, prepare
 from tests.google_project import ACCOUNT, PROJECT, Project
 from tests.programs import error_of
 from trainer import workdir
 from trainer.launch import job, machines
 from trainer.launch.__main__ import main
 
-IMAGE = f"us-central1-docker.pkg.dev/{PROJECT}/koalarization/trainer:main"
-PERMISSIONS = {
-    "compute.instanceTemplates.create", "compute.instanceGroupManagers.create", "compute.instanceGroupManagers.delete",
-    "compute.instances.create",
-}  # fmt: skip
 RUN = "gs://bucket/run"
 NAME = job.group_name(RUN)
 ZONE = "us-central1-a"
@@ -41,7 +36,6 @@ def running(tmp_path_factory, compact_dataset):
         for bucket in ("bucket", "far-away"):
             blob = server.client().bucket(bucket).blob("data/dataset.json")
             blob.upload_from_filename(f"{compact_dataset.directory}/dataset.json")
-        project.permissions["project"] |= PERMISSIONS
         project.locations["far-away"] = "EUROPE-WEST4"
         project.compute, project.logging = compute, logging
         compute.late = 0  # which takes the client a second each time
@@ -57,8 +51,7 @@ def project(running):
     """A project in which all is as it should be, for a test to change."""
     before = copy.deepcopy(running.permissions), running.compute.quotas, running.compute.global_quotas
     running.images.clear()
-    running.images[IMAGE.partition("/")[2]] = {"org.koalarization.tensorflow": tf.__version__}
-    running.roles = ["roles/compute.instanceAdmin.v1", "roles/logging.logWriter"]
+    prepare(running)
     for each in (running.compute.calls, running.compute.made, running.compute.deleted, running.logging.entries):
         each.clear()
     yield running

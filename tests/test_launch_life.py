@@ -10,17 +10,15 @@ import subprocess
 import sys
 
 import pytest
-import tensorflow as tf
 
 from tests import cloud_storage
-from tests.google_compute import Compute, Logging, Machine
+from tests.google_compute import Compute, Logging, Machine, prepare
 from tests.google_project import PROJECT, Project
 from tests.helpers import weights
 from tests.programs import free_ports, until
 from trainer.launch.job import group_name
 
 pytestmark = pytest.mark.engines
-IMAGE = f"us-central1-docker.pkg.dev/{PROJECT}/koalarization/trainer:main"
 OPTIONS = (
     "--config.model.width_multiplier=0.0625", "--config.batch_size=4", "--config.learning_rates=(1e-4,3e-5)",
     "--config.epochs_per_learning_rate=(2,1)", "--config.steps_per_checkpoint=1000", "--config.panel_pictures=2",
@@ -48,17 +46,12 @@ def cloud(tmp_path_factory, compact_dataset):
 
     compute, logging = Compute(start), Logging()
     project = Project(compute, logging)
-    project.permissions["project"] |= {
-        f"compute.{each}" for each in
-        ("instanceTemplates.create", "instanceGroupManagers.create", "instanceGroupManagers.delete", "instances.create")
-    }  # fmt: skip
-    project.roles = ["roles/compute.instanceAdmin.v1", "roles/logging.logWriter"]
-    project.images[IMAGE.partition("/")[2]] = {"org.koalarization.tensorflow": tf.__version__}
+    prepare(project)
     with cloud_storage.running(folder, "bucket", services=project.services) as server:
         for name in os.listdir(compact_dataset.directory):
             if os.path.isfile(path := os.path.join(compact_dataset.directory, name)):
                 server.client().bucket("bucket").blob(f"data/{name}").upload_from_filename(path)
-        server.compute, server.logging, server.project, server.machines = compute, logging, project, machines
+        server.compute, server.logging, server.project = compute, logging, project
         yield server
         for machine in machines:
             machine.kill()

@@ -56,8 +56,7 @@ def _launch(argv: Sequence[str]) -> None:
         from trainer.launch import choose  # TensorFlow, for which the other commands need not wait
     except ImportError as error:
         raise UserError(f"trainer.launch needs {error.name}; install koalarization[launch,trainer]") from error
-    api = Api()
-    compute = Compute(_project(api, values.project), api.credentials)
+    api, compute = _log_in(values.project)
     wishes = choose.Wishes(
         zone=values.zone, machine=values.machine, count=values.count, spot=values.spot, max_hours=values.max_hours,
         image=values.image, account=values.service_account_email, subnetwork=values.subnetwork,
@@ -122,8 +121,7 @@ def _status(argv: Sequence[str]) -> None:
     """Shows the machines of a run and what they said last; without --workdir, of all runs of the project."""
     values = _flags()
     cli.parse_flags(values, argv, _status.__doc__)
-    api = Api()
-    compute = Compute(_project(api, values.project), api.credentials)
+    api, compute = _log_in(values.project)
     name = job.group_name(values.workdir) if values.workdir else f"{job.PREFIX}.*"
     groups = compute.groups(name)
     if not groups:
@@ -158,8 +156,7 @@ def _stop(argv: Sequence[str]) -> None:
     values = _flags()
     cli.parse_flags(values, argv, _stop.__doc__)
     cli.require(values, "workdir")
-    api = Api()
-    compute = Compute(_project(api, values.project), api.credentials)
+    _, compute = _log_in(values.project)
     name = job.group_name(values.workdir)
     groups = compute.groups(name)
     for group in groups:
@@ -169,6 +166,12 @@ def _stop(argv: Sequence[str]) -> None:
         compute.delete_template(template)
     if not groups:
         _LOGGER.info("no machines train in %s", values.workdir)
+
+
+def _log_in(project: str | None) -> tuple[Api, Compute]:
+    """Google's APIs, and Compute Engine in the project that pays."""
+    api = Api()
+    return api, Compute(_project(api, project), api.credentials)
 
 
 def _project(api: Api, project: str | None) -> str:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from cloud import checks, quotas
 from cloud.api import Api
-from cloud.compute import Compute, MachineType
+from cloud.compute import Compute, MachineType, region_of
 from pipeline import manifest
 from pipeline.errors import UsageError, UserError
 from trainer import loop, replicas, workdir
@@ -87,14 +87,15 @@ def choose(api: Api, compute: Compute, wishes: Wishes, config: ConfigDict, data:
     project = compute.project
     _check_run(config, data, work_dir)
     zone, machine = _find_zone(api, compute, wishes, data, work_dir)
-    region = zone.rpartition("-")[0]
+    region = region_of(zone)
     _check_config(config, wishes.count, max(1, machine.gpus))
     checks.check_permissions(api, project, _PERMISSIONS)
     account = wishes.account or checks.default_account(api, project)
     checks.check_account(api, account)
-    for roles in _ACCOUNT_ROLES:
-        checks.check_role(api, project, account, roles)
-    checks.look_for_role(api, project, account, _IMAGE_ROLES)  # which it may have on the repository alone
+    roles = checks.find_roles(api, project, account)
+    for each in _ACCOUNT_ROLES:
+        roles.check(each)
+    roles.look_for(_IMAGE_ROLES)  # which it may have on the repository alone
     image = wishes.image or f"{region}-docker.pkg.dev/{project}/koalarization/trainer:main"
     if machine.gpus:
         quotas.check_gpus(compute, region, machine.gpu_type, wishes.count * machine.gpus, wishes.spot)
@@ -136,9 +137,7 @@ def _find_zone(api: Api, compute: Compute, wishes: Wishes, data: str, work_dir: 
         raise UsageError(
             f"--machine={wishes.machine} is no type of machine; 'gcloud compute machine-types list' names them"
         )
-    near = sorted(
-        zone for zone in found if all(bucket is None or bucket.is_in(zone.rpartition("-")[0]) for bucket in buckets)
-    )
+    near = sorted(zone for zone in found if all(bucket is None or bucket.is_in(region_of(zone)) for bucket in buckets))
     if wishes.zone is None:
         if not near:
             places = ", ".join(f"gs://{each.name} in {each.location.lower()}" for each in buckets if each)
@@ -149,7 +148,7 @@ def _find_zone(api: Api, compute: Compute, wishes: Wishes, data: str, work_dir: 
         raise UsageError(f"--zone={wishes.zone} has no {wishes.machine}; choose one of {_some(near or found)}")
     for bucket in buckets:
         if bucket:
-            checks.check_region(bucket, wishes.zone.rpartition("-")[0])
+            checks.check_region(bucket, region_of(wishes.zone))
     return wishes.zone, found[wishes.zone]
 
 
@@ -160,11 +159,11 @@ def _some(zones: Sequence[str] | dict[str, MachineType]) -> str:
 
 def _pin_image(api: Api, image: str) -> str:
     """The name of an image that will not change while machines come and go."""
-    if not checks.is_in_registry(image):  # others would be handed the token of the machines
-        raise UserError(f"image {image} is not in Artifact Registry, where machines can fetch it; push it there")
     found = checks.find_image(api, image, _RECIPE)
-    has = found.labels.get(checks.TENSORFLOW_LABEL) if found else None
-    if not found or not has:
+    if found is None:  # others would be handed the token of the machines
+        raise UserError(f"image {image} is not in Artifact Registry, where machines can fetch it; push it there")
+    has = found.labels.get(checks.TENSORFLOW_LABEL)
+    if not has:
         raise UserError(f"image {image} is none to train with; build one from {_RECIPE}")
     if has != tf.__version__:
         raise UserError(

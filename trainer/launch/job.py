@@ -9,7 +9,7 @@ from typing import Any
 
 from google.cloud import compute_v1
 
-from cloud.compute import MachineType
+from cloud.compute import MachineType, region_of
 
 PREFIX = "koalarization-train-"
 GRACE = datetime.timedelta(minutes=15)  # after which machines that should have gone by themselves are deleted
@@ -84,7 +84,7 @@ class Job:
     @property
     def region(self) -> str:
         """Of the zone."""
-        return self.zone.rpartition("-")[0]
+        return region_of(self.zone)
 
 
 def describe(job: Job) -> str:

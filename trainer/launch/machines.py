@@ -4,7 +4,7 @@ import datetime
 import logging
 import time
 
-from cloud.compute import Compute, Group, Machine, Taken, Unavailable
+from cloud.compute import Compute, Group, Machine, Unavailable, region_of
 from pipeline.errors import UserError
 from trainer.launch import job
 from trainer.launch.job import Job
@@ -65,11 +65,13 @@ def _check_alone(compute: Compute, chosen: Job) -> None:
     """Looks for a group of the same name in another zone, which was made at the same time.
 
     Raises:
-        Taken: there is one.
+        UserError: there is one.
     """
     for group in compute.groups(chosen.name):
         if group.zone != chosen.zone:
-            raise Taken(f"machines are made for {chosen.workdir} in {group.zone} already; wait for them, or stop them")
+            raise UserError(
+                f"machines are made for {chosen.workdir} in {group.zone} already; wait for them, or stop them"
+            )
 
 
 def _delete(compute: Compute, chosen: Job) -> None:
@@ -116,7 +118,7 @@ def _explain(compute: Compute, chosen: Job, code: str, message: str) -> UserErro
     said = f"{' '.join(message.split())} ({code})" if code else " ".join(message.split())
     if code in _NO_CAPACITY:
         zones = sorted(compute.machine_types(chosen.machine.name))
-        near = [zone for zone in zones if zone.startswith(f"{chosen.region}-") and zone != chosen.zone]
+        near = [zone for zone in zones if region_of(zone) == chosen.region and zone != chosen.zone]
         advice = f"try --zone={near[0]}" if near else "try it later" if chosen.spot else "try --spot, or later"
         return UserError(f"{chosen.zone} has no {chosen.machine.name} to give at the moment; {advice}: {said}")
     if "quota" in code.lower():
