@@ -78,19 +78,21 @@ def part_name(number: int) -> str:
 
 def target_name(key: str) -> str:
     """The path of a picture's result below the output: no two keys have the same, and none leads elsewhere."""
-    *folders, name = map(_component, f"{key}.png".split("/"))
+    *folders, name = key.split("/")
     # No folder has the name of a result.
-    return "/".join([*(re.sub(r"\.png$", "%2Epng", folder) for folder in folders), name])
+    return "/".join(
+        [*(_component(folder, r"%|^\.*$|\.(?=png$)", "") for folder in folders), _component(name, "%", ".png")]
+    )
 
 
-def _component(name: str) -> str:
-    """A part of a key as the name of a file or folder."""
-    escaped = re.sub(r"%|^\.*$", lambda found: "".join(f"%{ord(letter):02X}" for letter in found[0]) or "%", name)
-    if len(escaped.encode()) <= _LONGEST_NAME:
-        return escaped
-    digest = hashlib.blake2b(escaped.encode(), digest_size=16).hexdigest()
-    begin = escaped.encode()[: _LONGEST_NAME - 2 * 16 - 5].decode(errors="ignore")
-    return f"{begin}%{digest}{os.path.splitext(escaped)[1][:4]}"
+def _component(name: str, special: str, suffix: str) -> str:
+    """A part of a key as the name of a file or folder; a pattern says what cannot stay in it as it is."""
+    escaped = re.sub(special, lambda found: "".join(f"%{ord(letter):02X}" for letter in found[0]) or "%", name)
+    room = _LONGEST_NAME - len(suffix)
+    if len(escaped.encode()) > room:
+        digest = hashlib.blake2b(escaped.encode(), digest_size=16).hexdigest()
+        escaped = f"{escaped.encode()[: room - 1 - len(digest)].decode(errors='ignore')}%{digest}"
+    return escaped + suffix
 
 
 class Decoded(NamedTuple):

@@ -1,6 +1,6 @@
 from pathlib import PurePosixPath
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from beam_jobs.picture_writer import target_name
@@ -9,6 +9,8 @@ keys = st.lists(st.text(st.characters(exclude_characters="/\0", exclude_categori
 
 
 @given(keys)
+@example([f"{'x' * 180}.\u1e70\u1e70\u1e70", ""])
+@example([f"{'x' * 176}.png", f"{'x' * 177}"])
 def test_a_name_leads_nowhere_else_and_is_short_enough(parts):
     name = PurePosixPath(target_name("/".join(["images", *parts])))
     assert name.parts[0] == "images"
