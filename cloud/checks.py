@@ -134,24 +134,28 @@ class AccountRoles:
 
     def look_for(self, roles: Sequence[str]) -> None:
         """Warns if it has none of some roles, of which the first is the least that works."""
-        if lacking := self._lacking(roles):
+        if self.found is None:
+            _LOGGER.info("%s", self._unknown(roles))
+        elif lacking := self._lacking(roles):
             _LOGGER.warning("WARNING: %s", lacking)
 
     def check(self, roles: Sequence[str]) -> None:
-        """Looks for one of some roles, of which the first is the least that works.
+        """Looks for one of some roles, of which the first is the least that works; warns, where it may not.
 
         Raises:
             UserError: it has none of them.
         """
-        if lacking := self._lacking(roles):
+        if self.found is None:
+            _LOGGER.warning("WARNING: %s; it needs it", self._unknown(roles))
+        elif lacking := self._lacking(roles):
             raise UserError(lacking)
 
+    def _unknown(self, roles: Sequence[str]) -> str:
+        return f"whether {self.account} has {roles[0]} could not be looked up: {self.why}"
+
     def _lacking(self, roles: Sequence[str]) -> str:
-        """What to say if it has none of them; "" if it has, or that cannot be seen, which is logged."""
-        if self.found is None:
-            _LOGGER.info("whether %s has %s could not be looked up: %s", self.account, roles[0], self.why)
-            return ""
-        if not self.found.isdisjoint(roles):
+        """What to say if it has none of them; "" if it has."""
+        if not (self.found or frozenset()).isdisjoint(roles):
             return ""
         return (
             f"{self.account}, as whom the machines run, has not {roles[0]} in project {self.project}: gcloud projects "

@@ -16,6 +16,7 @@ from requests.exceptions import RequestException
 from pipeline.errors import UserError, one_line
 
 _SECONDS = 600.0  # that an operation may take
+_NOTHING = "NO_RESULTS_ON_PAGE"  # what a zone says in which there is none
 _PREFIX = re.compile(r"^(?:\d{3} )?[A-Z]+ https://\S+: ")  # what Google's client puts before what the service says
 
 
@@ -114,18 +115,13 @@ class Compute:
         request = compute_v1.AggregatedListInstanceGroupManagersRequest(
             project=self.project, filter=f'name eq "{pattern}"'
         )
+        found = []
         with _asking(f"machines of project {self.project} cannot be looked up"):
-            return [
-                Group(
-                    each.name,
-                    scope.removeprefix("zones/"),
-                    each.description,
-                    each.instance_template.rpartition("/")[2],
-                    datetime.datetime.fromisoformat(each.creation_timestamp),
-                )
-                for scope, groups in self._groups.aggregated_list(request=request)
-                for each in groups.instance_group_managers
-            ]
+            for scope, groups in self._groups.aggregated_list(request=request):
+                if groups.warning.code not in ("", _NOTHING):  # what is not seen may be there, and cost
+                    raise Unavailable(f"{scope}: {groups.warning.message}; try again", groups.warning.code)
+                found += [_group(each, scope.removeprefix("zones/")) for each in groups.instance_group_managers]
+        return found
 
     def machines(self, group: str, zone: str) -> list[Machine]:
         """The machines of a group; none, if there is no group."""
@@ -196,6 +192,11 @@ class Unavailable(UserError):
     def __init__(self, message: str, reason: str):
         super().__init__(message)
         self.reason = reason
+
+
+def _group(found: compute_v1.InstanceGroupManager, zone: str) -> Group:
+    made = datetime.datetime.fromisoformat(found.creation_timestamp)
+    return Group(found.name, zone, found.description, found.instance_template.rpartition("/")[2], made)
 
 
 def _said(error: GoogleAPICallError) -> str:

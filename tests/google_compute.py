@@ -50,11 +50,12 @@ class Logging(Api):
     Attributes:
         entries: all that were written, in their order.
         refusal: what is answered in place of taking one.
+        hidden: what is answered in place of showing them.
     """
 
     def __init__(self):
         super().__init__("logging", "v2", entries_write=self._write, entries_list=self._list)
-        self.entries, self.refusal = [], None
+        self.entries, self.refusal, self.hidden = [], None, None
         self._lock = threading.Lock()
 
     def said(self):
@@ -66,7 +67,7 @@ class Logging(Api):
             raise self.refusal
         with self._lock:
             for entry in body["entries"]:
-                moment = f"2026-01-01T00:{len(self.entries) // 60:02}:{len(self.entries) % 60:02}.123456789Z"
+                moment = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%dT%H:%M:%S.%f}789Z"
                 own = {"logName": body["logName"], "resource": body["resource"], "insertId": str(len(self.entries))}
                 self.entries.append({"timestamp": moment, **own, **entry})
         return {}
@@ -75,6 +76,8 @@ class Logging(Api):
         """As filters are written here: any of some logs, and machines by a regular expression, and a time."""
         form = r'\((.+)\) AND jsonPayload\.instance\.name =~ "([^"]+)"(?: AND timestamp >= "([^"]+)")?'
         logs, machines, since = re.fullmatch(form, body["filter"]).groups()
+        if self.hidden:
+            raise self.hidden
         names = re.findall(r'logName = "([^"]+)"', logs)
         assert " OR ".join(f'logName = "{name}"' for name in names) == logs
         assert body["resourceNames"] == [f"projects/{PROJECT}"]
@@ -225,6 +228,7 @@ class Compute(Api):
         global_quotas: the same of all regions together.
         errors: code and message with which machines do not come.
         refusals: what methods answer in place of doing anything, by their ID.
+        unreachable: zones of which nothing can be seen.
         deaf: groups that are to be deleted are not, though that is promised.
         failure: code and message with which the next group ends.
         late: how often an operation is asked for before it is done.
@@ -250,7 +254,7 @@ class Compute(Api):
         self.quotas = {"NVIDIA_A100_GPUS": (16, 0), "PREEMPTIBLE_NVIDIA_A100_GPUS": (8, 0)}
         self.global_quotas = {"GPUS_ALL_REGIONS": (16, 0)}
         self.errors, self.refusals, self.late, self.failure, self.deaf = [], {}, 1, None, False
-        self.templates, self.groups, self.made, self.deleted = {}, {}, [], []
+        self.templates, self.groups, self.made, self.deleted, self.unreachable = {}, {}, [], [], ()
         self._waited = {}
         self._lock = threading.RLock()
 
@@ -360,6 +364,8 @@ class Compute(Api):
                 made = datetime.datetime.fromtimestamp(group["made"], datetime.timezone.utc)
                 own["creationTimestamp"] = made.isoformat(timespec="milliseconds")
                 items[f"zones/{zone}"] = {"instanceGroupManagers": [own]}
+        for zone in self.unreachable:
+            items[f"zones/{zone}"] = {"warning": {"code": "UNREACHABLE", "message": f"{zone} is not reachable"}}
         return {"items": items}
 
     def _list(self, found, body):

@@ -26,7 +26,14 @@ ZONE = "us-central1-a"
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory, compact_dataset):
-    compute, logging = Compute(), Logging()
+    logging = Logging()
+
+    def start(name, metadata, zone):
+        if not logging.refusal:
+            say(logging, name, f"machine {name[-1]} starts", log="koalarization")
+        return name
+
+    compute = Compute(start)
     project = Project(compute, logging)
     folder = tmp_path_factory.mktemp("cloud")
     with (
@@ -58,10 +65,20 @@ def project(running):
     running.permissions, running.compute.quotas, running.compute.global_quotas = before
     running.disabled = set()
     running.compute.late = 0
-    running.compute.errors, running.compute.refusals = [], {}
+    running.compute.errors, running.compute.refusals, running.compute.unreachable = [], {}, ()
+    running.logging.refusal = running.logging.hidden = None
     running.compute.groups.clear()
     running.compute.templates.clear()
     assert running.refused() == []
+
+
+def say(logging, machine, *texts, log="gcplogs-docker-driver"):
+    for text in texts:
+        body = {
+            "logName": f"projects/{PROJECT}/logs/{log}", "resource": {"type": "gce_instance"},
+            "entries": [{"jsonPayload": {"instance": {"name": machine}, "message": text}}],
+        }  # fmt: skip
+        logging._write({}, body)
 
 
 def launched(*more):
@@ -121,7 +138,7 @@ def test_what_is_asked_of_compute_engine(project, capsys, tmp_path):
     for part in (
         "zone us-central1-a was chosen of those near the data that have a2-highgpu-8g: us-central1-a, us-central1-b",
         "2 of a2-highgpu-8g, 8 nvidia-tesla-a100 each, in us-central1-a; standard; --spot is cheaper",
-        "at most 20.5 machine hours, paid for by a-project", "2 of 2 machines run",
+        "at most 20.5 machine hours, paid for by a-project", "2 of 2 machines run", "2 of 2 machines are heard",
         f"trainer.launch stop --project={PROJECT}",
     ):  # fmt: skip
         assert part in told
@@ -222,7 +239,9 @@ def test_machines_that_could_not_delete_themselves_are_refused(project, capsys):
     assert requested(project.compute) == {}
     project.roles = None
     assert launched("--machine=e2-standard-4", "--dry_run") == 0
-    assert "has roles/compute.instanceAdmin.v1 could not be looked up" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"WARNING: whether {ACCOUNT} has roles/compute.instanceAdmin.v1 could not be looked up: " in told
+    assert "; it needs it\n" in told
 
 
 def test_an_image_that_cannot_train_is_refused(project, capsys):
@@ -297,9 +316,10 @@ def test_a_quota_with_room_is_no_obstacle(project, quotas, machine):
             "a quota of a-project is full; ask for more, or try another region: Quota 'SSD_TOTAL_GB' exceeded.",
         ),
         (
-            "PERMISSION_DENIED",
-            "Required 'compute.disks.create'",
-            "Required 'compute.disks.create' (PERMISSION_DENIED); you need roles/compute.instanceAdmin.v1 in project",
+            "PERMISSIONS_ERROR",
+            "Required 'compute.disks.create' permission (when acting as '1@cloudservices.gserviceaccount.com')",
+            "Required 'compute.disks.create' permission (when acting as '1@cloudservices.gserviceaccount.com') "
+            "(PERMISSIONS_ERROR); 1@cloudservices.gserviceaccount.com needs roles/compute.instanceAdmin.v1 in project",
         ),
         ("QUOTA_EXCEEDED", "GPUS_ALL_REGIONS exceeded globally.", "a quota of a-project is full; ask for more: G"),
         ("RESOURCE_NOT_FOUND", "The resource 'networks/default' was not found", "The resource 'networks/default' was"),
@@ -353,6 +373,33 @@ def test_a_second_launch_is_refused_and_old_templates_are_deleted(project, capsy
     assert error_of(capsys).startswith(f"error: machines train in {RUN} already, in us-central1-a")
     project.compute.groups.clear()  # as at the end of a run
     assert launched("--machine=e2-standard-4", "--max_hours=9") == 0
+
+
+def test_a_zone_that_cannot_be_seen_is_not_taken_for_an_empty_one(project, capsys):
+    assert launched("--machine=e2-standard-4") == 0
+    project.compute.unreachable = (ZONE,)
+    for again in (lambda: launched("--machine=e2-standard-4"), lambda: command("stop", f"--workdir={RUN}")):
+        capsys.readouterr()
+        assert again() == 1
+        assert "zones/us-central1-a: us-central1-a is not reachable; try again" in error_of(capsys)
+    assert len(project.compute.made) == len(project.compute.templates) == 1
+
+
+def test_machines_that_are_not_heard_are_deleted(project, capsys, monkeypatch):
+    monkeypatch.setattr(machines, "_SILENT", datetime.timedelta(0))
+    say(project.logging, f"{NAME}-0", "of a launch before")
+    project.logging.refusal = Refusal(503, "not now")
+    assert launched("--machine=e2-standard-4") == 1
+    line = error_of(capsys)
+    assert line.startswith(f"error: {NAME}-0 runs but says nothing in 0 minutes: it reaches no API of Google's")
+    assert f"or {ACCOUNT} has not roles/logging.logWriter" in line
+    assert (project.compute.groups, project.compute.templates) == ({}, {})
+
+
+def test_a_launch_by_whom_may_not_read_logs_says_so(project, capsys):
+    project.logging.hidden = Refusal(403, "not for you")
+    assert launched("--machine=e2-standard-4") == 0
+    assert "WARNING: whether the machines are heard cannot be seen: " in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -432,13 +479,9 @@ def command(name, *options):
     return cli.run(main, ["launch", name, f"--project={PROJECT}", *options])
 
 
-def said(project, machine, *texts, log="gcplogs-docker-driver"):
-    for text in texts:
-        body = {
-            "logName": f"projects/{PROJECT}/logs/{log}", "resource": {"type": "gce_instance"},
-            "entries": [{"jsonPayload": {"instance": {"name": machine}, "message": text}}],
-        }  # fmt: skip
-        project.logging._write({}, body)
+def without_time(text):
+    """What is shown of a log, without its times."""
+    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", "", text)
 
 
 def test_status_shows_machines_and_what_they_said_last(project, capsys):
@@ -447,12 +490,14 @@ def test_status_shows_machines_and_what_they_said_last(project, capsys):
     assert command("status", f"--workdir={RUN}") == 0
     assert capsys.readouterr().out == f"no machines train in {RUN}\n"
     assert launched("--machine=e2-standard-4", "--count=2") == 0
-    said(project, f"{NAME}-0", "epoch 1", "epoch 2")
+    say(project.logging, f"{NAME}-0", "epoch 1", "epoch 2")
     assert command("status") == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = without_time(capsys.readouterr().out).splitlines()
     assert lines == [
-        f"{RUN}: {NAME} in us-central1-a", f"  {NAME}-0  RUNNING  2026-01-01 00:00:01 0 epoch 2", f"  {NAME}-1  RUNNING"
-    ]  # fmt: skip
+        f"{RUN}: {NAME} in us-central1-a",
+        f"  {NAME}-0  RUNNING  0 epoch 2",
+        f"  {NAME}-1  RUNNING  1 machine 1 starts",
+    ]
     project.compute.groups[ZONE, NAME]["machines"][f"{NAME}-1"] = None
     project.compute.errors = [("ZONE_RESOURCE_POOL_EXHAUSTED", "none left")]
     assert command("status", f"--workdir={RUN}/") == 0
@@ -462,18 +507,18 @@ def test_status_shows_machines_and_what_they_said_last(project, capsys):
 def test_logs_are_those_of_the_run_in_their_order(project, capsys):
     assert command("logs", f"--workdir={RUN}") == 0
     assert capsys.readouterr().out == f"machines that train in {RUN} have said nothing yet\n"
-    said(project, f"{NAME}-0", "machine 0 of 2 starts", log="koalarization")
-    said(project, f"{NAME}-1", "hello")
-    said(project, f"{NAME}x-1", "of another run")
-    said(project, f"{NAME}-1", "noise", log="syslog")
+    say(project.logging, f"{NAME}-0", "machine 0 of 2 starts", log="koalarization")
+    say(project.logging, f"{NAME}-1", "hello")
+    say(project.logging, f"{NAME}x-1", "of another run")
+    say(project.logging, f"{NAME}-1", "noise", log="syslog")
     assert command("logs", f"--workdir={RUN}") == 0
-    assert capsys.readouterr().out.splitlines() == [
-        "2026-01-01 00:00:00 0 machine 0 of 2 starts", "2026-01-01 00:00:01 1 hello"
-    ]  # fmt: skip
+    shown = capsys.readouterr().out
+    assert without_time(shown).splitlines() == ["0 machine 0 of 2 starts", "1 hello"]
+    assert shown.startswith(f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:}")
 
 
 def test_logs_are_followed_until_interrupted(project, capsys, monkeypatch):
-    said(project, f"{NAME}-0", *map(str, range(3)))
+    say(project.logging, f"{NAME}-0", *map(str, range(3)))
     pauses = []
 
     def sleep(seconds):
@@ -481,7 +526,7 @@ def test_logs_are_followed_until_interrupted(project, capsys, monkeypatch):
         if len(pauses) == 4:
             raise KeyboardInterrupt
         if len(pauses) == 2:
-            said(project, f"{NAME}-0", "later", *map(str, range(100, 100 + 2500)))
+            say(project.logging, f"{NAME}-0", "later", *map(str, range(100, 100 + 2500)))
 
     monkeypatch.setattr("trainer.launch.logs.time.sleep", sleep)
     monkeypatch.setattr("trainer.launch.logs._PAGE", 1000)

@@ -4,7 +4,7 @@ import sys
 import pytest
 import tensorflow as tf
 
-from pipeline.errors import UserError
+from pipeline.errors import TryAgain, UserError
 from trainer import replicas
 
 
@@ -53,6 +53,20 @@ def test_one_device_is_no_mirrored_strategy():
     program = "from trainer import replicas; print(type(replicas.create_strategy(5)).__name__)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout == "OneDeviceStrategy\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(tf.errors.DeadlineExceededError, UserError), (tf.errors.UnavailableError, TryAgain)]
+)
+def test_of_workers_that_do_not_find_each_other_only_one_that_came_is_waited_for_again(monkeypatch, error, kind):
+    def fail():
+        raise error(None, None, "task 1 is\nnot there")
+
+    monkeypatch.setenv("TF_CONFIG", CLUSTER % 0)
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", fail)
+    with pytest.raises(UserError, match=r"the workers of TF_CONFIG do not find each other \(.*task 1 is") as found:
+        replicas.create_strategy(2)
+    assert type(found.value) is kind
 
 
 CLUSTER = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": %s}}'

@@ -17,6 +17,7 @@ from tests.programs import until
 SCRIPT = Path("trainer/launch/startup.sh")
 SHORTER = {
     "readonly PREPARE_SECONDS=1200 ": "readonly PREPARE_SECONDS=3 ",
+    "readonly LONG_SECONDS=7200 ": "readonly LONG_SECONDS=5 ",
     "readonly STOP_SECONDS=120 ": "readonly STOP_SECONDS=2 ",
 }
 SHUTDOWN = "docker stop --time=5 trainer"
@@ -38,6 +39,9 @@ print(f"try {number}", flush=True)
 if status == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(600)
+if status == "long":
+    time.sleep(6)
+    status = 1
 if status == "forever":
     signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(143)))
     time.sleep(600)
@@ -142,6 +146,13 @@ def test_what_fails_is_tried_again_and_given_up_soon(cloud, start):
     assert [line for line in said if line.startswith("try ")] == ["try 0", "try 1", "try 2"]
     assert "training failed (status 137: try 1); it is tried again" in said
     assert said[-1] == "training failed 3 times (status 1: try 2); all machines of the job are deleted now"
+
+
+def test_what_fails_after_it_has_trained_for_long_is_no_try(cloud, start):
+    start(1, 1, "long", 1, 0)
+    said = deleted(cloud)
+    assert [line for line in said if line.startswith("try ")] == [f"try {number}" for number in range(5)]
+    assert said[-1].startswith("training is finished")
 
 
 def test_arguments_that_are_not_understood_are_given_up_at_once(cloud, start):

@@ -170,7 +170,9 @@ def _create(name: str) -> tf.distribute.Strategy:
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
         except _PEER_ERRORS as error:
-            raise UserError(
+            # TensorFlow waits an hour for who does not come; one that came and is gone again will be back.
+            kind = UserError if isinstance(error, tf.errors.DeadlineExceededError) else TryAgain
+            raise kind(
                 f"the workers of {_TF_CONFIG} do not find each other ({one_line(error)[:200]}); start the command on "
                 "all of them, and open their ports"
             ) from error

@@ -63,16 +63,16 @@ def _launch(argv: Sequence[str]) -> None:
         public_ips=values.use_public_ips,
     )  # fmt: skip
     checks.check_services(api, compute.project, _SERVICES)
-    left = machines.refuse_second(compute, values.workdir)
+    machines.refuse_second(compute, values.workdir)
     chosen = choose.choose(api, compute, wishes, values.config, values.data, values.workdir)
     _LOGGER.info("%s", job.describe(chosen))
     if values.dry_run:
         print(job.show(chosen))
         return
-    for group in left:
+    for group in machines.refuse_second(compute, values.workdir):  # once more: another launch may have come since
         _LOGGER.info("deletes %s in %s, which is left without machines", group.name, group.zone)
         compute.delete(group)
-    machines.make(compute, chosen)
+    machines.make(compute, Logs(api, chosen.project, chosen.name), chosen)
     _LOGGER.info("all machines run; training goes on without this program. To see and to stop it:")
     for command, more in (("logs", " --follow"), ("status", ""), ("stop", "")):
         _LOGGER.info(

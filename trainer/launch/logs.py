@@ -71,7 +71,7 @@ class Logs:
         newest = seen[-1].time if seen else datetime.datetime.now(datetime.timezone.utc)
         known = {line.key for line in seen}
         while True:
-            found = list(self._since(newest - _LATE))
+            found = list(self.since(newest - _LATE))
             for line in found:
                 if line.key not in known:
                     yield line
@@ -79,7 +79,12 @@ class Logs:
             newest = max([newest, *(line.time for line in found)])
             time.sleep(_PAUSE_SECONDS)
 
-    def _since(self, moment: datetime.datetime) -> Iterator[Line]:
+    def since(self, moment: datetime.datetime) -> Iterator[Line]:
+        """Lines of a moment and after it, the oldest first.
+
+        Raises:
+            UserError: they cannot be read.
+        """
         since = f' AND timestamp >= "{moment.astimezone(datetime.timezone.utc):%Y-%m-%dT%H:%M:%S.%fZ}"'
         for page in self._pages({"orderBy": "timestamp asc", "pageSize": _PAGE}, since):
             yield from page

@@ -2,18 +2,25 @@
 
 import datetime
 import logging
+import re
 import time
 
+from cloud.api import Refused
 from cloud.compute import Compute, Group, Machine, Unavailable, region_of
 from pipeline.errors import UserError
 from trainer.launch import job
 from trainer.launch.job import Job
+from trainer.launch.logs import Logs
 
 _LOGGER = logging.getLogger(__name__)
 _LOOK_SECONDS = 5.0
 _MOST = datetime.timedelta(minutes=15)  # that machines may take to come
+_SILENT = datetime.timedelta(minutes=10)  # that they may take until their script begins, which is the first it says
 _NO_CAPACITY = ("ZONE_RESOURCE_POOL_EXHAUSTED", "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS", "STOCKOUT")
-_NO_PERMISSION = ("PERMISSION_DENIED", "IAM_PERMISSION_DENIED", "SERVICE_ACCOUNT_ACCESS_DENIED", "forbidden")
+_NO_PERMISSION = (
+    "PERMISSION_DENIED", "PERMISSIONS_ERROR", "IAM_PERMISSION_DENIED", "SERVICE_ACCOUNT_ACCESS_DENIED", "forbidden",
+)  # fmt: skip
+_ACTING_AS = re.compile(r"when acting as '([^']+)'")  # the account of Google's that makes the machines of a group
 
 
 def refuse_second(compute: Compute, workdir: str) -> list[Group]:
@@ -36,17 +43,18 @@ def refuse_second(compute: Compute, workdir: str) -> list[Group]:
     return groups
 
 
-def make(compute: Compute, chosen: Job) -> None:
-    """Makes the machines of a job, all or none, and waits until they run.
+def make(compute: Compute, logs: Logs, chosen: Job) -> None:
+    """Makes the machines of a job, all or none, and waits until they run and have said so.
 
     Raises:
-        UserError: they cannot be made.
+        UserError: they cannot be made, or are not heard.
     """
     _delete_old_templates(compute, chosen.name)
     try:
         compute.create(job.requests(chosen))
         _check_alone(compute, chosen)
         _wait(compute, chosen)
+        _listen(compute, logs, chosen)
     except BaseException as error:
         _delete(compute, chosen)
         if isinstance(error, Unavailable):
@@ -113,6 +121,29 @@ def _wait(compute: Compute, chosen: Job) -> None:
         time.sleep(_LOOK_SECONDS)
 
 
+def _listen(compute: Compute, logs: Logs, chosen: Job) -> None:
+    """Waits until each machine has said something: whom nobody hears reaches no API to delete itself by, either."""
+    (made,) = (group.made for group in compute.groups(chosen.name) if group.template == chosen.template)
+    silent = {f"{chosen.name}-{index}" for index in range(chosen.count)}
+    end = time.monotonic() + _SILENT.total_seconds()
+    while True:
+        try:
+            silent -= {line.machine for line in logs.since(made)}
+        except Refused as error:
+            _LOGGER.warning("WARNING: whether the machines are heard cannot be seen: %s", error)
+            return
+        if not silent:
+            _LOGGER.info("%d of %d machines are heard", chosen.count, chosen.count)
+            return
+        if time.monotonic() > end:
+            raise UserError(
+                f"{min(silent)} runs but says nothing in {_SILENT.total_seconds() / 60:.0f} minutes: it reaches no API "
+                "of Google's (name a --subnetwork with Private Google Access, or drop --nouse_public_ips), or "
+                f"{chosen.account} has not roles/logging.logWriter"
+            )
+        time.sleep(_LOOK_SECONDS)
+
+
 def _explain(compute: Compute, chosen: Job, code: str, message: str) -> UserError:
     """An error of Compute Engine's in one sentence, with what to try next."""
     said = f"{' '.join(message.split())} ({code})" if code else " ".join(message.split())
@@ -125,9 +156,10 @@ def _explain(compute: Compute, chosen: Job, code: str, message: str) -> UserErro
         other = "" if "globally" in message else ", or try another region"
         return UserError(f"a quota of {chosen.project} is full; ask for more{other}: {said}")
     if code in _NO_PERMISSION:
+        acting = _ACTING_AS.search(message)
         return UserError(
-            f"{said}; you need roles/compute.instanceAdmin.v1 in project {chosen.project}, and "
-            f"roles/iam.serviceAccountUser on {chosen.account}"
+            f"{said}; {f'{acting[1]} needs' if acting else 'you need'} roles/compute.instanceAdmin.v1 in project "
+            f"{chosen.project}, and roles/iam.serviceAccountUser on {chosen.account}"
         )
     return UserError(said)
 

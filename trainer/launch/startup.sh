@@ -10,6 +10,7 @@ trap '' PIPE  # nobody may read what this says, and it goes on
 readonly PORT=2222            # where the machines of a job find each other
 readonly TRIES=3              # that may fail one after the other
 readonly PREPARE_SECONDS=1200 # for driver, image and log: roles take minutes until they hold
+readonly LONG_SECONDS=7200    # after which what fails had trained, and is no try; machines await each other an hour
 readonly STOP_SECONDS=120     # that training may take to save itself at the end of its time
 
 ask() { curl --silent --show-error --fail --retry 5 --retry-connrefused --max-time 60 "$@"; }
@@ -150,11 +151,13 @@ prepare
 failures=0
 while true; do
   finish_in_time
+  began=$SECONDS
   train
   status=$?
   wait_if_stopping
   ((status == 0)) && finish "training is finished"
   finish_in_time
+  ((SECONDS - began < LONG_SECONDS)) || failures=0
   case $status in
     75 | 130 | 143) # after it had begun
       failures=0
