@@ -37,8 +37,10 @@ demo: setup
 	@echo "pictures:     $(DEMO)/colorized/sheet.png (gray, predicted, truth; no pixel of it was trained on)"
 	@echo "all of it:    $(DEMO)/run/report.html, a page for a browser"
 
-# A process for each core, up to eight: each needs 3 GB, and most tests leave a core idle.
-TEST := $(RUN) pytest tests --numprocesses=logical --maxprocesses=8 --dist=worksteal
+# A process for each core, up to eight: each needs 3 GB. More threads of TensorFlow than cores wait for each other, which
+# makes training in a test up to three times as slow.
+PYTEST := TF_NUM_INTRAOP_THREADS=1 $(RUN) pytest tests
+TEST := $(PYTEST) --numprocesses=logical --maxprocesses=8 --dist=worksteal
 
 test: setup
 	$(TEST)
@@ -70,14 +72,15 @@ flink: .engines/flink/.complete
 		-cp '.engines/flink/*' org.apache.beam.runners.flink.FlinkJobServerDriver --flink-master='[local]' \
 		--job-port=8099 --artifact-port=0 --expansion-port=0
 
-# The same job on every engine, and the whole demo on Cloud Storage; each file's tests one after the other.
+# The same job on every engine, and the whole demo on Cloud Storage; a process for each of the four files, which mostly
+# wait.
 test-engines: setup engines
-	$(RUN) pytest tests -m engines --numprocesses=2 --dist=loadfile
+	$(PYTEST) -m engines --numprocesses=4 --dist=loadfile
 
 # What a person sees of a run and of a study in a real browser; Chromium is installed where there is none (Debian, as
 # root).
 test-browser: setup browser
-	$(RUN) pytest tests -m browser
+	$(PYTEST) -m browser
 
 browser:
 	@command -v chromedriver > /dev/null || (apt-get update -qq && apt-get install -y -qq chromium chromium-driver)

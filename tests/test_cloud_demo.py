@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -91,11 +92,12 @@ def scalars_on_a_board(run, environment):
 @pytest.mark.engines
 def test_the_demo_on_cloud_storage_that_fails_ends_as_on_the_disk(tmp_path):
     local, copy = tmp_path / "local", tmp_path / "copy"
-    run(local, {})
-    with cloud_storage.running(tmp_path, "bucket") as cloud:
+    with cloud_storage.running(tmp_path, "bucket") as cloud, ThreadPoolExecutor() as pool:
+        on_disk = pool.submit(run, local, {})  # beside the other, which mostly waits
         cloud.faults.share = _SHARE
         run("gs://bucket/demo", cloud.environment)
         cloud.faults.share = 0
+        on_disk.result()
         cloud.download("bucket", "demo/", copy)
         assert "loss" in scalars_on_a_board("gs://bucket/demo/run", cloud.environment)
         assert cloud.faults.seen.keys() == {None, *cloud.faults.KINDS}
