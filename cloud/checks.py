@@ -136,8 +136,8 @@ class AccountRoles:
         """Warns if it has none of some roles, of which the first is the least that works."""
         if self.found is None:
             _LOGGER.info("%s", self._unknown(roles))
-        elif lacking := self._lacking(roles):
-            _LOGGER.warning("WARNING: %s", lacking)
+        elif self.found.isdisjoint(roles):
+            _LOGGER.warning("WARNING: %s", self._lacking(roles))
 
     def check(self, roles: Sequence[str]) -> None:
         """Looks for one of some roles, of which the first is the least that works; warns, where it may not.
@@ -147,16 +147,13 @@ class AccountRoles:
         """
         if self.found is None:
             _LOGGER.warning("WARNING: %s; it needs it", self._unknown(roles))
-        elif lacking := self._lacking(roles):
-            raise UserError(lacking)
+        elif self.found.isdisjoint(roles):
+            raise UserError(self._lacking(roles))
 
     def _unknown(self, roles: Sequence[str]) -> str:
         return f"whether {self.account} has {roles[0]} could not be looked up: {self.why}"
 
     def _lacking(self, roles: Sequence[str]) -> str:
-        """What to say if it has none of them; "" if it has."""
-        if not (self.found or frozenset()).isdisjoint(roles):
-            return ""
         return (
             f"{self.account}, as whom the machines run, has not {roles[0]} in project {self.project}: gcloud projects "
             f"add-iam-policy-binding {self.project} --member=serviceAccount:{self.account} --role={roles[0]} "

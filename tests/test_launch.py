@@ -459,7 +459,14 @@ def test_an_operation_that_fails_is_one_line_and_leaves_nothing(project, capsys)
 def test_machines_that_are_gone_before_they_ran(project, capsys, monkeypatch):
     monkeypatch.setattr("cloud.compute.Compute.machines", lambda *_: [])
     assert launched("--machine=e2-standard-4") == 1
-    assert "the machines were deleted before they ran" in error_of(capsys)
+    assert "the machines were deleted before all of them ran" in error_of(capsys)
+
+
+def test_machines_that_are_stopped_before_they_are_heard(project, capsys, monkeypatch):
+    project.logging.refusal = Refusal(503, "not now")
+    monkeypatch.setattr(machines.time, "sleep", lambda _: project.compute.groups.clear())
+    assert launched("--machine=e2-standard-4") == 1
+    assert "the machines were deleted before all of them ran" in error_of(capsys)
 
 
 def test_a_launch_that_is_interrupted_leaves_nothing_or_says_what(project, capsys, monkeypatch):

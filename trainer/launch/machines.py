@@ -20,6 +20,7 @@ _NO_CAPACITY = ("ZONE_RESOURCE_POOL_EXHAUSTED", "ZONE_RESOURCE_POOL_EXHAUSTED_WI
 _NO_PERMISSION = (
     "PERMISSION_DENIED", "PERMISSIONS_ERROR", "IAM_PERMISSION_DENIED", "SERVICE_ACCOUNT_ACCESS_DENIED", "forbidden",
 )  # fmt: skip
+_GONE = "the machines were deleted before all of them ran: stopped, or at their end already; see their logs"
 _ACTING_AS = re.compile(r"when acting as '([^']+)'")  # the account of Google's that makes the machines of a group
 
 
@@ -105,9 +106,7 @@ def _wait(compute: Compute, chosen: Job) -> None:
         if errors := [error for machine in machines for error in machine.errors]:
             raise _explain(compute, chosen, *errors[0])
         if not machines:
-            raise UserError(
-                "the machines were deleted before they ran: stopped, or at their end already; see their logs"
-            )
+            raise UserError(_GONE)
         running = sum(machine.status == "RUNNING" for machine in machines)
         if running != before:
             _LOGGER.info("%d of %d machines run", running, chosen.count)
@@ -123,12 +122,14 @@ def _wait(compute: Compute, chosen: Job) -> None:
 
 def _listen(compute: Compute, logs: Logs, chosen: Job) -> None:
     """Waits until each machine has said something: whom nobody hears reaches no API to delete itself by, either."""
-    (made,) = (group.made for group in compute.groups(chosen.name) if group.template == chosen.template)
     silent = {f"{chosen.name}-{index}" for index in range(chosen.count)}
     end = time.monotonic() + _SILENT.total_seconds()
     while True:
+        found = [group for group in compute.groups(chosen.name) if group.template == chosen.template]
+        if not found:
+            raise UserError(_GONE)
         try:
-            silent -= {line.machine for line in logs.since(made)}
+            silent -= {line.machine for line in logs.since(found[0].made)}
         except Refused as error:
             _LOGGER.warning("WARNING: whether the machines are heard cannot be seen: %s", error)
             return
