@@ -203,6 +203,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str], help_text: str | None, 
         raise HelpRequested(f"{(help_text or '').strip()}\n\nOptions:\n{_describe(values)}")
     try:
         rest = values(_last_of_each_field(argv), known_only=known_only)[1:]
+        _check_empty(values)
         if "config" in values:
             config.check(values.config, f"--config={config_flags.get_config_filename(values['config'])}")
         _check_unknown(rest, values)
@@ -222,6 +223,17 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str], help_text: str | 
     """
     if rest := parse(values, argv, help_text):
         raise UsageError(f"unexpected argument {rest[0]}")
+
+
+def _check_empty(values: flags.FlagValues) -> None:
+    """Refuses what a variable of a shell that is not set leaves, and would be taken for an option that is not given.
+
+    Raises:
+        UsageError: the first such.
+    """
+    for name in values:
+        if values[name].present and values[name].value == "":
+            raise UsageError(f"--{name}= is empty; give it a value, or leave it out")
 
 
 def _check_unknown(rest: Sequence[str], values: flags.FlagValues) -> None:

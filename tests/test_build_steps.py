@@ -41,6 +41,25 @@ def programs(tmp_path, monkeypatch):
     return lambda: [json.loads(line) for line in calls.read_text().splitlines()]
 
 
+def git(*arguments):
+    return subprocess.run(["git", *arguments], capture_output=True, text=True).stdout.splitlines()
+
+
+@pytest.mark.skipif(not Path(".git").exists(), reason="this is no checkout of git")
+def test_what_is_sent_is_what_git_has_and_nothing_that_lies_beside_it():
+    assert git("ls-files", "README.md") == ["README.md"]
+    assert git("ls-files", "--cached", "--ignored", "--exclude-from=.gcloudignore") == []
+    beside = [
+        "val_256.tar",
+        "DATA/train-00000-of-00128.tfrecord",
+        "RUN/config.json",
+        ".venv/bin/python",
+        "demo/sheet.png",
+    ]
+    excludes = f"core.excludesFile={Path('.gcloudignore').resolve()}"
+    assert git("-c", excludes, "check-ignore", "--no-index", *beside, "tests/conftest.py") == beside
+
+
 def run(build, step_id, **own):
     (step,) = (step for step in build.steps if step.id == step_id)
     own = {"_REGION": "europe-west4", "COMMIT_SHA": COMMIT, "BRANCH_NAME": "a/branch", **own}

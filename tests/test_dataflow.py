@@ -117,6 +117,8 @@ def test_another_region_is_refused(project):
         prepared("--region=europe-west4", output="gs://far-away/data", paths=["gs://everywhere/photos"])
     with pytest.raises(UsageError, match="--region is missing: .* near to gs://everywhere/data"):
         prepared(output="gs://everywhere/data")
+    with pytest.raises(UsageError, match="--service_account_email= is empty; give it a value, or leave it out"):
+        prepared("--service_account_email=")
     with pytest.raises(UserError, match="there is no bucket gs://no-bucket; make it: gcloud storage buckets create"):
         prepared(output="gs://no-bucket/data")
 

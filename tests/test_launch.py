@@ -554,6 +554,22 @@ def test_stop_deletes_machines_and_template(project, capsys):
     assert command("stop", f"--workdir={RUN}") == 0
 
 
+def test_a_mistyped_directory_is_no_silence_about_machines(project, capsys):
+    for name in ("stop", "status", "logs"):
+        assert command(name, "--workdir=gs:/bucket/run") == 2
+        assert "--workdir=gs:/bucket/run cannot be reached from the machines; name it as gs://" in error_of(capsys)
+    assert launched("--machine=e2-standard-4") == 0
+    for name in ("stop", "status"):
+        capsys.readouterr()
+        assert command(name, "--workdir=gs://bucket/rn") == 0
+        assert f"no machines train in gs://bucket/rn; they do in {RUN}\n" in "".join(capsys.readouterr())
+
+
+def test_an_option_that_a_shell_left_empty_is_refused(capsys):
+    assert launched("--machine=e2-standard-4", "--service_account_email=") == 2
+    assert error_of(capsys).startswith("error: --service_account_email= is empty; give it a value, or leave it out")
+
+
 def test_help_and_what_is_missing(capsys):
     assert cli.run(main, ["launch", "--help"]) == 0
     shown = capsys.readouterr().out
@@ -572,7 +588,11 @@ def documented(name):
     with open(name) as file:
         text = file.read().replace("\\\n", " ")
     found = re.findall(r"^\.venv/bin/python -m trainer\.launch ([^#\n]+)", text, re.MULTILINE)
-    values = {"PROJECT": PROJECT, "BUCKET": "bucket", "$ACCOUNT": ACCOUNT}
+    values = {
+        "koalarization@PROJECT.iam.gserviceaccount.com": ACCOUNT,
+        "PROJECT": PROJECT,
+        "BUCKET": "bucket",
+    }
     return [
         [re.sub("|".join(map(re.escape, values)), lambda m: values[m[0]], each) for each in line.split()]
         for line in found

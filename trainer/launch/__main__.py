@@ -8,11 +8,12 @@ r"""Trains on machines of Google Cloud: makes them, lets them train, and has the
 
 Each machine installs NVIDIA's driver, fetches the image and runs `trainer.train`, on all GPUs of all machines together.
 One that is stopped for maintenance or taken away is started again, and the run goes on from its last checkpoint. When
-it is finished, has failed three times, or --max_hours have passed, all machines delete themselves; the same
-command goes on with a run that is not finished. They train without the program that made them.
+it is finished, has failed three times one after the other, or --max_hours have passed, all machines delete
+themselves; the same command goes on with a run that is not finished. They train without the program that made them.
 
-Before anything is made it looks whether data and machines share a region, and for permissions, quotas and the image;
---dry_run ends there, and shows the requests to Compute Engine. docs/google-cloud.md says which roles are needed.
+Before anything is made it looks whether data and machines share a region, and at permissions, quotas of GPUs, the
+image, the configuration and the run; --dry_run ends there, and shows the requests to Compute Engine.
+docs/google-cloud.md says which roles are needed.
 """
 
 import logging
@@ -121,11 +122,13 @@ def _status(argv: Sequence[str]) -> None:
     """Shows the machines of a run and what they said last; without --workdir, of all runs of the project."""
     values = _flags()
     cli.parse_flags(values, argv, _status.__doc__)
+    if values.workdir:
+        job.check_directory("workdir", values.workdir)
     api, compute = _log_in(values.project)
     name = job.group_name(values.workdir) if values.workdir else f"{job.PREFIX}.*"
     groups = compute.groups(name)
     if not groups:
-        print(f"no machines train in {values.workdir or 'project ' + compute.project}")
+        print(_nothing_there(compute, values.workdir))
     for group in groups:
         print(f"{group.description}: {group.name} in {group.zone}")
         lines = {line.machine: line for line in Logs(api, compute.project, group.name).last(_LINES)}
@@ -139,6 +142,7 @@ def _logs(argv: Sequence[str]) -> None:
     flags.DEFINE_boolean("follow", False, "Goes on with what they say, until interrupted.", flag_values=values)
     cli.parse_flags(values, argv, _logs.__doc__)
     cli.require(values, "workdir")
+    job.check_directory("workdir", values.workdir)
     api = Api()
     logs = Logs(api, _project(api, values.project), job.group_name(values.workdir))
     lines = logs.last(_LINES)
@@ -156,6 +160,7 @@ def _stop(argv: Sequence[str]) -> None:
     values = _flags()
     cli.parse_flags(values, argv, _stop.__doc__)
     cli.require(values, "workdir")
+    job.check_directory("workdir", values.workdir)
     _, compute = _log_in(values.project)
     name = job.group_name(values.workdir)
     groups = compute.groups(name)
@@ -165,7 +170,14 @@ def _stop(argv: Sequence[str]) -> None:
     for template in compute.templates(f"{name}-[0-9]+"):  # of launches before
         compute.delete_template(template)
     if not groups:
-        _LOGGER.info("no machines train in %s", values.workdir)
+        _LOGGER.info("%s", _nothing_there(compute, values.workdir))
+
+
+def _nothing_there(compute: Compute, directory: str | None) -> str:
+    """Says that no machines train in a directory, or anywhere, and where they do: a name may be mistyped."""
+    others = sorted(group.description for group in compute.groups(f"{job.PREFIX}.*"))
+    where = f"; they do in {', '.join(others)}" if others else ""
+    return f"no machines train in {directory or f'project {compute.project}'}{where}"
 
 
 def _log_in(project: str | None) -> tuple[Api, Compute]:

@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import logging
-import re
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -16,7 +15,7 @@ from pipeline import manifest
 from pipeline.errors import UsageError, UserError
 from trainer import loop, replicas, workdir
 from trainer.checkpoints import Checkpoints
-from trainer.launch.job import Job
+from trainer.launch.job import Job, check_directory, is_in_bucket
 
 _LOGGER = logging.getLogger(__name__)
 _PERMISSIONS = dict.fromkeys(
@@ -39,7 +38,6 @@ _IMAGE_ROLES = (
     "roles/artifactregistry.admin",
     *_ABOVE,
 )
-_BUCKET = re.compile(r"gs://[^/]+/[^/]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +108,9 @@ def choose(api: Api, compute: Compute, wishes: Wishes, config: ConfigDict, data:
 
 def _check_run(config: ConfigDict, data: str, work_dir: str) -> None:
     for name, path in (("data", data), ("workdir", work_dir)):
-        if not _BUCKET.match(path) or "\n" in path:
-            raise UsageError(f"--{name}={path} cannot be reached from the machines; name it as gs://BUCKET/DIRECTORY")
+        check_directory(name, path)
     weights = config.model.feature_weights
-    if weights not in (None, "imagenet") and not _BUCKET.match(weights):
+    if weights not in (None, "imagenet") and not is_in_bucket(weights):
         raise UsageError(
             f"model.feature_weights is '{weights}', which the machines cannot reach; copy it to a bucket, and name it "
             "as gs://BUCKET/FILE"

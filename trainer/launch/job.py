@@ -4,17 +4,20 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import re
 from importlib import resources
 from typing import Any
 
 from google.cloud import compute_v1
 
 from cloud.compute import MachineType, region_of
+from pipeline.errors import UsageError
 
 PREFIX = "koalarization-train-"
 GRACE = datetime.timedelta(minutes=15)  # after which machines that should have gone by themselves are deleted
 _URL = "https://compute.googleapis.com/compute/v1/projects"
 _SYSTEM = "projects/cos-cloud/global/images/family/cos-stable"  # brings Docker, and installs NVIDIA's driver
+_IN_BUCKET = re.compile(r"gs://[^/\n]+/[^/\n][^\n]*")
 _DISK_GB = 100  # of which the image, unpacked twice while it is fetched, takes 20
 _CONFIG = """import json
 
@@ -30,6 +33,21 @@ _SHUTDOWN = "#!/bin/bash\ndocker stop --time=25 trainer\n"
 _SCOPES = tuple(
     f"https://www.googleapis.com/auth/{each}" for each in ("devstorage.read_write", "logging.write", "compute")
 )
+
+
+def check_directory(name: str, path: str) -> None:
+    """Looks whether machines can reach what an option names.
+
+    Raises:
+        UsageError: it is on no bucket.
+    """
+    if not is_in_bucket(path):
+        raise UsageError(f"--{name}={path} cannot be reached from the machines; name it as gs://BUCKET/DIRECTORY")
+
+
+def is_in_bucket(path: str) -> bool:
+    """Whether a path leads to something on Cloud Storage."""
+    return _IN_BUCKET.fullmatch(path) is not None
 
 
 def group_name(workdir: str) -> str:
