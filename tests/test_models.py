@@ -1,4 +1,7 @@
+import os
 import random
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -7,6 +10,8 @@ import tensorflow as tf
 
 from configs import demo, koalarization
 from pipeline.errors import UserError
+from tests import cloud_storage
+from tests.helpers import tiny_extractor
 from trainer import models
 from trainer.models import extractor
 from trainer.models.koalarization import Fusion, build_network
@@ -29,6 +34,23 @@ def batch(count=2):
 def random_inception():
     keras.utils.set_random_seed(1)
     return extractor.create(None, 1000)
+
+
+# Keras's network in small; prints a sum of weights from where the command line says.
+LOAD = """
+import sys
+import keras
+from tests.helpers import tiny_extractor
+from trainer.models import extractor
+
+def create(weights, classes, **_):
+    model = tiny_extractor(None, classes)
+    model.load_weights(weights)
+    return model
+
+keras.applications.InceptionResNetV2 = create
+print(sum(float(abs(each).sum()) for each in extractor.create(sys.argv[1], 1000).get_weights()))
+"""
 
 
 class TestNetwork:
@@ -146,6 +168,19 @@ class TestExtractor:
         np.testing.assert_array_equal(loaded(inputs, training=False), random_inception(inputs, training=False))
         remote = extractor.create(f"file://{path}", 1000)
         np.testing.assert_array_equal(remote(inputs, training=False), random_inception(inputs, training=False))
+
+    def test_weights_from_a_bucket(self, tmp_path):
+        path = tmp_path / "small.weights.h5"
+        model = tiny_extractor(None, 1000)
+        model.save_weights(path)
+        with cloud_storage.running(tmp_path, "bucket") as cloud:
+            cloud.client().bucket("bucket").blob("small.weights.h5").upload_from_filename(path)
+            result = subprocess.run(
+                [sys.executable, "-c", LOAD, "gs://bucket/small.weights.h5"], env={**os.environ, **cloud.environment},
+                capture_output=True, text=True,
+            )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert float(result.stdout) == sum(float(abs(each).sum()) for each in model.get_weights())
 
     def test_weights_of_1001_classes(self, random_inception, tmp_path):
         path = str(tmp_path / "background.weights.h5")
