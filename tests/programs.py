@@ -62,7 +62,7 @@ def chromium(*arguments):
         browser.quit()
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=180):
     """What a condition gives once it is true, within some seconds."""
     end = time.monotonic() + seconds
     while True:

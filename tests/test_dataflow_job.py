@@ -128,7 +128,7 @@ def test_a_job_whose_command_is_interrupted_is_cancelled(cloud):
     until(lambda: len(cloud.dataflow.jobs) > submitted)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == 130
     assert told.splitlines()[-1] == "error: interrupted"
     ((_, _, body),) = (call for call in cloud.dataflow.calls if call[0] == "dataflow.projects.locations.jobs.update")

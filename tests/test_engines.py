@@ -71,7 +71,7 @@ def engine(request):
 
 def job(*argv, module="beam_jobs.preprocess"):
     command = [sys.executable, "-m", module, "--config=configs/demo.py", *map(str, argv)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900)
 
 
 def test_the_same_bytes_on_every_engine(engine, pictures, compact_dataset, tmp_path):
@@ -122,7 +122,7 @@ def photos(tmp_path_factory):
 def colorized(run, photos, output, *engine):
     """The files that the job writes, and what it says."""
     command = [sys.executable, "-m", "beam_jobs.colorize", f"--workdir={run}", f"--source=images:{photos}"]
-    result = subprocess.run([*command, f"--output={output}", *engine], capture_output=True, text=True, timeout=300)
+    result = subprocess.run([*command, f"--output={output}", *engine], capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr
     names = [*output.rglob("*.png"), output / "colorized.json", output / "rejects.jsonl"]
     return {str(path.relative_to(output)): path.read_bytes() for path in names}, result.stderr

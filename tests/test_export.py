@@ -73,7 +73,7 @@ def alone(folder, use, absent, **inputs):
     """What a program of its own makes of inputs."""
     np.savez(folder / "inputs.npz", **inputs)
     command = [sys.executable, "-I", "-c", ALONE.format(absent=absent, use=use)]
-    subprocess.run(command, cwd=folder, check=True, timeout=200)
+    subprocess.run(command, cwd=folder, check=True, timeout=600)
     return dict(np.load(folder / "outputs.npz"))
 
 

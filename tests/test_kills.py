@@ -27,7 +27,7 @@ def train(dataset, workdir, seen, die_at=None):
     command += [f"--workdir={workdir}", "--config.batch_size=4", "--config.model.width_multiplier=0.0625"]
     command += ["--config.epochs_per_learning_rate=(2,1)", "--config.steps_per_checkpoint=5"]
     env = os.environ | {"SEEN": str(seen)} | ({"DIE_AT": str(die_at)} if die_at else {})
-    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert result.returncode == (-signal.SIGKILL if die_at else 0), result.stderr
 
 

@@ -85,11 +85,11 @@ def train(workdir, *more):
 
 def wait_for(cloud, text):
     """Waits until a machine says something."""
-    until(lambda: any(text in line for line in cloud.logging.said()), 180)
+    until(lambda: any(text in line for line in cloud.logging.said()), 600)
 
 
 def wait_for_deletion(cloud):
-    until(lambda: cloud.compute.deleted, 180)
+    until(lambda: cloud.compute.deleted, 600)
     assert cloud.compute.groups == {}
     return cloud.logging.said()
 

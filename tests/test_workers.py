@@ -53,7 +53,7 @@ class Cluster:
 
     def wait(self):
         """The exit status and the messages of each worker."""
-        outputs = [process.communicate(timeout=240)[1] for process in self.processes]
+        outputs = [process.communicate(timeout=600)[1] for process in self.processes]
         return [(process.returncode, output) for process, output in zip(self.processes, outputs, strict=True)]
 
     def wait_for(self, text):
