@@ -79,6 +79,8 @@ def prepare(
     _check_buckets(api, cloud, output, paths)
     _choose(options, job, output, units)
     if not cloud.template_location:  # it is then Dataflow's launcher who asks, and the job is there already
+        if cloud.service_account_email == "":
+            raise UsageError("--service_account_email= is empty; give it a value, or leave it out")
         checks.check_permissions(api, cloud.project, _USER_PERMISSIONS)
         account = cloud.service_account_email or checks.default_account(api, cloud.project)
         checks.check_account(api, account)
@@ -95,8 +97,6 @@ def _check_paths(options: PipelineOptions, job: str, output: str, paths: list[st
     for path in (*paths, output):
         if not gcs.is_path(path):
             raise UsageError(f"{path} cannot be reached from Dataflow; copy it to a bucket, and name it as gs://...")
-    if cloud.service_account_email == "":
-        raise UsageError("--service_account_email= is empty; give it a value, or leave it out")
     for name in ("temp_location", "staging_location"):
         if (path := getattr(cloud, name)) and not re.fullmatch(r"gs://[^/]+/.+", path):
             raise UsageError(f"--{name}={path} is no directory of a bucket; name one as gs://BUCKET/DIRECTORY")
