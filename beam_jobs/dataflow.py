@@ -84,7 +84,7 @@ def prepare(
         checks.check_permissions(api, cloud.project, _USER_PERMISSIONS)
         account = cloud.service_account_email or checks.default_account(api, cloud.project)
         checks.check_account(api, account)
-        checks.find_roles(api, cloud.project, account).look_for(_WORKER_ROLES)
+        checks.find_roles(api, cloud.project, account).check(_WORKER_ROLES)
     _bring_code(api, options, job, needs_image)
     if errors := PipelineOptionsValidator(options, DataflowRunner()).validate():
         raise UsageError(" ".join(errors[0].split()))

@@ -155,13 +155,13 @@ def test_an_api_that_is_not_enabled(project):
         prepared()
 
 
-def test_a_service_account_without_a_role_is_warned_of_if_that_can_be_seen(project, caplog):
+def test_a_service_account_without_a_role_is_refused_or_warned_of_where_that_cannot_be_seen(project, caplog):
     project.roles = ["roles/viewer"]
-    prepared()
-    assert "as whom the machines run, has not roles/dataflow.worker in project a-project" in caplog.text
+    with pytest.raises(UserError, match="as whom the machines run, has not roles/dataflow.worker in project a-project"):
+        prepared()
     project.roles = None
-    caplog.set_level("INFO")
     prepared()
+    assert "WARNING: whether " in caplog.text
     assert "has roles/dataflow.worker could not be looked up" in caplog.text
 
 
