@@ -27,9 +27,9 @@ from apache_beam.runners.runner import PipelineResult, PipelineState
 from google.api_core.exceptions import GoogleAPICallError
 from google.auth.exceptions import GoogleAuthError
 
-from beam_jobs import gcs
 from cloud import checks
 from cloud.api import Api
+from pipeline import gs
 from pipeline.cli import Terminated
 from pipeline.errors import UsageError, UserError, one_line
 
@@ -95,21 +95,21 @@ def _check_paths(options: PipelineOptions, job: str, output: str, paths: list[st
     if cloud.template_location and needs_image:
         raise UsageError(f"--template_location={cloud.template_location}: '{job}' has no template; leave it out")
     for path in (*paths, output):
-        if not gcs.is_path(path):
+        if not gs.is_path(path):
             raise UsageError(f"{path} cannot be reached from Dataflow; copy it to a bucket, and name it as gs://...")
     for name in ("temp_location", "staging_location"):
-        if (path := getattr(cloud, name)) and not re.fullmatch(r"gs://[^/]+/.+", path):
+        if (path := getattr(cloud, name)) and not gs.has_object(path):
             raise UsageError(f"--{name}={path} is no directory of a bucket; name one as gs://BUCKET/DIRECTORY")
 
 
 def _check_buckets(api: Api, cloud: GoogleCloudOptions, output: str, paths: list[str]) -> None:
     """Looks at all buckets of a job, and takes the region of its output's, if none is said."""
-    written = {gcs.split(path)[0] for path in (output, cloud.temp_location, cloud.staging_location)}
+    written = {gs.split(path)[0] for path in (output, cloud.temp_location, cloud.staging_location)}
     for name in sorted(written):
         checks.check_objects(api, name)
-    read = {gcs.split(path)[0] for path in paths}
+    read = {gs.split(path)[0] for path in paths}
     buckets = {name: found for name in sorted(written | read) if (found := checks.find_bucket(api, name))}
-    own = buckets.get(gcs.split(output)[0])
+    own = buckets.get(gs.split(output)[0])
     cloud.region = cloud.region or (own and own.region)
     if not cloud.region:
         raise UsageError(f"--region is missing: where the job is to run; as near to {output} as there is one")

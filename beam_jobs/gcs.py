@@ -18,6 +18,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 from beam_jobs.positioned import Positioned
+from pipeline import gs
 from pipeline.errors import UserError
 from pipeline.files import WILDCARD
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from google.cloud.storage import Blob, Client
     from google.cloud.storage.fileio import BlobWriter
 
-SCHEME = "gs://"
 _CONNECTIONS = 512  # that may be kept open: more than a machine has threads that read
 _CHUNK_BYTES = 16 << 20  # at most in one request; a writer and a reader keep this much
 _FIRST_BYTES = 64 << 10  # that a reader asks for after a leap
@@ -36,17 +36,6 @@ class Status(NamedTuple):
 
     size: int
     updated: datetime
-
-
-def is_path(path: str) -> bool:
-    """Whether a path is one of Cloud Storage."""
-    return path.startswith(SCHEME)
-
-
-def split(path: str) -> tuple[str, str]:
-    """Bucket and object of a path."""
-    bucket, _, name = path.removeprefix(SCHEME).partition("/")
-    return bucket, name
 
 
 def check_credentials(path: str) -> None:
@@ -69,7 +58,7 @@ def _client() -> "Client":
     from apache_beam.io.gcp import gcsio
     from requests.adapters import HTTPAdapter
 
-    options = FileSystems.get_filesystem(SCHEME)._pipeline_options  # those of the job, wherever it runs
+    options = FileSystems.get_filesystem(gs.SCHEME)._pipeline_options  # those of the job, wherever it runs
     if not isinstance(options, PipelineOptions):
         options = PipelineOptions([])
     client = gcsio.create_storage_client(options, not options.view_as(GoogleCloudOptions).no_auth)
@@ -79,7 +68,7 @@ def _client() -> "Client":
 
 
 def _blob(path: str) -> "Blob":
-    bucket, name = split(path)
+    bucket, name = gs.split(path)
     return _client().bucket(bucket).blob(name)
 
 
@@ -181,7 +170,7 @@ def delete(path: str) -> None:
 
 def names(directory: str) -> Iterator[str]:
     """The names of the objects that stand in a folder; folders in it are left out."""
-    bucket, prefix = split(f"{directory.rstrip('/')}/")
+    bucket, prefix = gs.split(f"{directory.rstrip('/')}/")
     found = _client().list_blobs(bucket, prefix=prefix, delimiter="/", fields="items/name,nextPageToken")
     return (blob.name[len(prefix) :] for blob in found if not blob.name.endswith("/"))  # which stands for a folder
 
@@ -193,9 +182,9 @@ def match(pattern: str) -> Iterator[tuple[str, int]]:
         re.error: the pattern cannot be understood.
     """
     wildcard = WILDCARD.search(pattern)
-    bucket, prefix = split(pattern[: wildcard.start()] if wildcard else pattern)
+    bucket, prefix = gs.split(pattern[: wildcard.start()] if wildcard else pattern)
     matches = re.compile(FileSystem.translate_pattern(pattern)).match
     for blob in _client().list_blobs(bucket, prefix=prefix, fields="items(name,size),nextPageToken"):
-        path = f"{SCHEME}{bucket}/{blob.name}"
+        path = f"{gs.SCHEME}{bucket}/{blob.name}"
         if matches(path) and not path.endswith("/"):  # which stands for a folder
             yield path, blob.size

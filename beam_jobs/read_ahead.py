@@ -11,8 +11,9 @@ from typing import BinaryIO
 
 from apache_beam.utils import retry
 
-from beam_jobs import gcs, storage
+from beam_jobs import storage
 from beam_jobs.sources import ImageRef
+from pipeline import gs
 from pipeline.errors import UserError, one_line
 
 BUDGET_BYTES = 32 << 20  # of pictures that are read but not yet decoded, in each worker thread
@@ -114,7 +115,7 @@ class _Files:
             ) from error
 
     def _read(self, path: str, ref: ImageRef) -> bytes:
-        if gcs.is_path(path):
+        if gs.is_path(path):
             return storage.read_range(path, ref.offset, ref.length)
         try:
             file = self._open(path)

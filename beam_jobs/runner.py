@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from beam_jobs import counters, engine, gcs
 from beam_jobs.quiet import quiet, user_error
+from pipeline import gs
 from pipeline.cli import Terminated
 from pipeline.errors import UsageError, UserError, one_line
 
@@ -108,7 +109,7 @@ def check_credentials(options: PipelineOptions, *paths: str) -> None:
         UserError: there are no credentials.
     """
     for path in paths:
-        if gcs.is_path(path) and not options.view_as(GoogleCloudOptions).no_auth:
+        if gs.is_path(path) and not options.view_as(GoogleCloudOptions).no_auth:
             gcs.check_credentials(path)
 
 

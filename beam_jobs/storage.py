@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -11,12 +10,11 @@ from apache_beam.io.filesystem import CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
 from beam_jobs import gcs, write_behind
-from pipeline import tfrecord
+from pipeline import gs, tfrecord
 from pipeline.errors import UsageError, UserError, one_line
 from pipeline.files import TEMPORARY, temporary_name
 from pipeline.manifest import FILE_NAME, FileInfo, Manifest
 
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _GLANCE = 1000  # files
 
 
@@ -34,7 +32,7 @@ def create(path: str, folder: str | None = None) -> Iterator[BinaryIO]:
         UserError: it cannot be written.
     """
     try:
-        with _create_object(path) if gcs.is_path(path) else _create_aside(path, folder) as file:
+        with _create_object(path) if gs.is_path(path) else _create_aside(path, folder) as file:
             yield file
     except OSError as error:
         raise UserError(f"{path} cannot be written: {one_line(error)}; make room there, or name another") from error
@@ -158,7 +156,7 @@ def open_binary(path: str) -> BinaryIO:
     if "://" not in path:
         return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
     with _os_errors(path):
-        if gcs.is_path(path):
+        if gs.is_path(path):
             file: BinaryIO | gcs.ObjectReader = gcs.ObjectReader(path)
         else:
             file = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
@@ -194,7 +192,7 @@ def make_directory(path: str) -> None:
     """
     probe = temporary_name(FileSystems.join(path, "probe"))
     try:
-        if gcs.is_path(path):  # there, it need not be created
+        if gs.is_path(path):  # there, it need not be created
             with _create_object(probe):
                 pass
         else:
@@ -215,7 +213,7 @@ def absolute(path: str) -> str:
     """
     if "://" not in path:
         return os.path.abspath(path)
-    if gcs.is_path(path) and not _BUCKET.fullmatch(gcs.split(path)[0]):
+    if gs.is_path(path) and not gs.has_bucket(path):
         raise UsageError(f"{path} names no bucket; name one as gs://BUCKET/DIRECTORY")
     try:
         FileSystems.get_filesystem(path)
@@ -244,7 +242,7 @@ def stat(path: str) -> FileStatus:
         status = os.stat(path)
         return FileStatus(status.st_size, status.st_mtime_ns)
     with _os_errors(path):
-        if gcs.is_path(path):
+        if gs.is_path(path):
             found = gcs.stat(path)
             return FileStatus(found.size, round(found.updated.timestamp() * 1e6) * 1000)
         (result,) = FileSystems.match([path])
@@ -263,7 +261,7 @@ def names(directory: str) -> set[str]:
     if "://" not in directory:  # Beam's matching would take brackets in the directory's name for a pattern
         return set(os.listdir(directory)) if os.path.isdir(directory) else set()
     with _os_errors(directory):
-        if gcs.is_path(directory):
+        if gs.is_path(directory):
             return set(gcs.names(directory))
         (result,) = FileSystems.match([FileSystems.join(directory, "*")])
         return {FileSystems.split(metadata.path)[1] for metadata in result.metadata_list}
@@ -276,7 +274,7 @@ def match(pattern: str) -> Iterator[tuple[str, int]]:
         OSError: they cannot be listed.
     """
     with _os_errors(pattern):
-        if gcs.is_path(pattern):
+        if gs.is_path(pattern):
             yield from gcs.match(pattern)
             return
         (glance,) = FileSystems.match([pattern], limits=[_GLANCE])
@@ -297,7 +295,7 @@ def is_object(path: str) -> bool:
     Raises:
         OSError: the store does not answer.
     """
-    if not gcs.is_path(path) or path.endswith("/"):
+    if not gs.is_path(path) or path.endswith("/"):
         return False
     with _os_errors(path):
         return gcs.exists(path)
@@ -340,7 +338,7 @@ def delete(path: str) -> None:
             os.remove(path)
         return
     with _os_errors(path):
-        if gcs.is_path(path):
+        if gs.is_path(path):
             gcs.delete(path)
         elif FileSystems.exists(path):
             FileSystems.delete([path])

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, NoReturn
 
-from pipeline import loading
+from pipeline import gs, loading
 from pipeline.errors import UserError, one_line
 
 LOCAL_BUFFER_BYTES = 8 << 10  # more is read past it, straight to where it belongs
@@ -196,7 +196,7 @@ def make_folder(path: str) -> None:
         if "://" not in path:
             os.makedirs(path or ".", exist_ok=True)
             return
-        if path.startswith("gs://"):  # where folders are no more than how names begin
+        if gs.is_path(path):  # where folders are no more than how names begin
             return
         tf = loading.tensorflow()
         with _os_errors(path):

@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 from cloud import checks, quotas
 from cloud.api import Api
 from cloud.compute import Compute, MachineType, region_of
-from pipeline import manifest
+from pipeline import gs, manifest
 from pipeline.errors import UsageError, UserError
 from trainer import loop, replicas, workdir
 from trainer.checkpoints import Checkpoints
-from trainer.launch.job import Job, check_directory, is_in_bucket
+from trainer.launch.job import Job, check_directory
 
 _LOGGER = logging.getLogger(__name__)
 _PERMISSIONS = dict.fromkeys(
@@ -110,7 +110,7 @@ def _check_run(config: ConfigDict, data: str, work_dir: str) -> None:
     for name, path in (("data", data), ("workdir", work_dir)):
         check_directory(name, path)
     weights = config.model.feature_weights
-    if weights not in (None, "imagenet") and not is_in_bucket(weights):
+    if weights not in (None, "imagenet") and not gs.has_object(weights):
         raise UsageError(
             f"model.feature_weights is '{weights}', which the machines cannot reach; copy it to a bucket, and name it "
             "as gs://BUCKET/FILE"
@@ -128,7 +128,7 @@ def _check_config(config: ConfigDict, machines: int, replicas_each: int) -> None
 
 
 def _find_zone(api: Api, compute: Compute, wishes: Wishes, data: str, work_dir: str) -> tuple[str, MachineType]:
-    buckets = [checks.find_bucket(api, name) for name in sorted({path.split("/")[2] for path in (data, work_dir)})]
+    buckets = [checks.find_bucket(api, name) for name in sorted({gs.split(path)[0] for path in (data, work_dir)})]
     found = compute.machine_types(wishes.machine)
     if not found:
         raise UsageError(

@@ -4,20 +4,19 @@ import dataclasses
 import datetime
 import hashlib
 import json
-import re
 from importlib import resources
 from typing import Any
 
 from google.cloud import compute_v1
 
 from cloud.compute import MachineType, region_of
+from pipeline import gs
 from pipeline.errors import UsageError
 
 PREFIX = "koalarization-train-"
 GRACE = datetime.timedelta(minutes=15)  # after which machines that should have gone by themselves are deleted
 _URL = "https://compute.googleapis.com/compute/v1/projects"
 _SYSTEM = "projects/cos-cloud/global/images/family/cos-stable"  # brings Docker, and installs NVIDIA's driver
-_IN_BUCKET = re.compile(r"gs://[^/\n]+/[^/\n][^\n]*")
 _DISK_GB = 100  # of which the image, unpacked twice while it is fetched, takes 20
 _CONFIG = """import json
 
@@ -41,13 +40,8 @@ def check_directory(name: str, path: str) -> None:
     Raises:
         UsageError: it is on no bucket.
     """
-    if not is_in_bucket(path):
+    if not gs.has_object(path):
         raise UsageError(f"--{name}={path} cannot be reached from the machines; name it as gs://BUCKET/DIRECTORY")
-
-
-def is_in_bucket(path: str) -> bool:
-    """Whether a path leads to something on Cloud Storage."""
-    return _IN_BUCKET.fullmatch(path) is not None
 
 
 def group_name(workdir: str) -> str:
