@@ -162,7 +162,9 @@ class Compute:
             else:
                 _wait(self._groups.create_instances(request=request))
         except Conflict as error:
-            raise UserError(f"{_said(error)}: somebody makes the same at this moment; try again in some minutes") from error
+            raise UserError(
+                f"{_said(error)}: somebody makes the same at this moment; try again in some minutes"
+            ) from error
 
     def delete(self, group: Group) -> None:
         """Deletes a group with all of its machines, and its template; what is not there is fine."""
