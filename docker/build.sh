@@ -10,8 +10,9 @@ if (($# != 4)); then
   exit 2
 fi
 image=$2/$1
-commit=$image:$3
-branch=$image:${4//[^A-Za-z0-9_.-]/-}  # which may have a slash; a tag has none
+commit=$image:${3:?is empty: name a commit}
+name=${4:?is empty: name a branch}
+branch=$image:${name//[^A-Za-z0-9_.-]/-}  # which may have a slash; a tag has none
 
 export DOCKER_BUILDKIT=1
 docker build --file="docker/$1.Dockerfile" --build-arg=BUILDKIT_INLINE_CACHE=1 \

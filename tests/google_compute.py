@@ -22,7 +22,7 @@ from tests import container_runtime
 from tests.google_apis import Api, Refusal
 from tests.google_project import NUMBER, PROJECT
 
-ZONES = ("us-central1-a", "us-central1-b", "europe-west4-a")
+ZONES = ("us-central1-a", "us-central1-b", "us-central1-f", "europe-west4-a")
 TYPES = {
     "e2-standard-4": [],
     "a2-highgpu-8g": [{"guestAcceleratorType": "nvidia-tesla-a100", "guestAcceleratorCount": 8}],

@@ -144,6 +144,25 @@ def test_the_template_is_built_of_the_image_that_was_pushed(build, programs):
     assert ["docker", "push", f"{REPOSITORY}/beam:{COMMIT}"] in programs()
 
 
+def test_without_a_commit_or_a_branch_nothing_begins(build, programs, capfd):
+    for name in ("COMMIT_SHA", "BRANCH_NAME"):
+        for step in ("setup", "beam-image"):
+            with pytest.raises(UserError, match=f"step {step} of cloudbuild.yaml ends with status 1"):
+                run(build, step, **{name: ""})
+            assert "is empty: " in capfd.readouterr().err
+    assert programs() == []
+
+
+def test_what_needs_no_docker_is_run_here_in_its_order(monkeypatch):
+    ran = []
+    monkeypatch.setattr(build_steps, "run", lambda step, environment: ran.append(step.id))
+    build_steps.main(["build_steps"])
+    assert ran == ["setup", "lint", "test"]
+    monkeypatch.setattr(build_steps, "_HERE", "another:")
+    with pytest.raises(UserError, match="cloudbuild.yaml has no step that runs here: in an image another:..."):
+        build_steps.main(["build_steps"])
+
+
 def test_a_step_that_fails_ends_the_build():
     step = BuildStep(id="broken", script="#!/usr/bin/env bash\nexit 3\n")
     with pytest.raises(UserError, match="step broken of cloudbuild.yaml ends with status 3"):

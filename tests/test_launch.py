@@ -12,7 +12,7 @@ from cloud.compute import Machine
 from pipeline import cli, config
 from tests import cloud_storage
 from tests.google_apis import Refusal
-from tests.google_compute import IMAGE, Compute, Logging, prepare
+from tests.google_compute import IMAGE, ZONES, Compute, Logging, prepare
 from tests.google_project import ACCOUNT, PROJECT, Project
 from tests.programs import error_of
 from trainer import workdir
@@ -199,6 +199,7 @@ def without_end(body):
         (["--machine=e2-standard-4", "--config.learning_rates=(1e-3,)"], "must be of the same length"),
         (["--machine=e2-standard-4", "--config.features=stored"], "features is 'stored', but gs://bucket/data has"),
         (["--machine=e2-standard-4", "--config.model.feature_weights=/w.h5"], "which the machines cannot reach; copy"),
+        (["--machine=e2-standard-4", "--config.model.feature_weights=gs://bucket/no.h5"], "which is no file; name"),
         (["--machine=e2-standard-4", "--config.strategy=foo"], "strategy is 'foo'; choose one of auto"),
         (["--machine=e2-standard-4", "--count=2", "--config.strategy=mirrored"], "strategy is 'mirrored', but"),
     ],
@@ -302,6 +303,11 @@ def test_a_quota_with_room_is_no_obstacle(project, quotas, machine):
     assert launched(f"--machine={machine}", "--spot", "--dry_run") == 0
 
 
+@pytest.mark.parametrize("weights", ["none", "imagenet"])
+def test_weights_that_no_file_holds_are_no_obstacle(project, weights):
+    assert launched("--machine=e2-standard-4", f"--config.model.feature_weights={weights}", "--dry_run") == 0
+
+
 @pytest.mark.parametrize(
     ("code", "message", "said"),
     [
@@ -331,6 +337,16 @@ def test_machines_that_do_not_come_are_one_line_and_leave_nothing(project, capsy
     assert error_of(capsys).startswith(f"error: {said}")
     assert (project.compute.groups, project.compute.templates) == ({}, {})
     assert project.compute.deleted == [NAME]
+
+
+def test_every_zone_of_the_region_is_named_by_the_error_of_another(project, capsys):
+    project.compute.errors = [("STOCKOUT", "none")]
+    zone, tried = ZONE, []
+    while zone not in tried:
+        tried.append(zone)
+        assert launched("--machine=a2-highgpu-8g", f"--zone={zone}") == 1
+        zone = re.search(r"try --zone=(\S+):", error_of(capsys))[1]
+    assert (zone, sorted(tried)) == (ZONE, [each for each in ZONES if each.startswith("us-central1-")])
 
 
 def test_a_refusal_on_the_way_is_one_line_and_leaves_nothing(project, capsys):

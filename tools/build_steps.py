@@ -82,9 +82,11 @@ def main(argv: Sequence[str]) -> None:
     cli.parse_flags(flags.FlagValues(), argv, __doc__)
     build = load()
     environment = variables(build, {})
-    for step in build.steps:
-        if step.name.startswith(_HERE):
-            run(step, environment)
+    own = [step for step in build.steps if step.name.startswith(_HERE)]
+    if not own:
+        raise UserError(f"{FILE_NAME} has no step that runs here: in an image {_HERE}...")
+    for step in own:
+        run(step, environment)
 
 
 if __name__ == "__main__":

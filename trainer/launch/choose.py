@@ -16,6 +16,7 @@ from pipeline.errors import UsageError, UserError
 from trainer import loop, replicas, workdir
 from trainer.checkpoints import Checkpoints
 from trainer.launch.job import Job, check_directory
+from trainer.models import extractor
 
 _LOGGER = logging.getLogger(__name__)
 _PERMISSIONS = dict.fromkeys(
@@ -109,12 +110,14 @@ def choose(api: Api, compute: Compute, wishes: Wishes, config: ConfigDict, data:
 def _check_run(config: ConfigDict, data: str, work_dir: str) -> None:
     for name, path in (("data", data), ("workdir", work_dir)):
         check_directory(name, path)
-    weights = config.model.feature_weights
-    if weights not in (None, "imagenet") and not gs.has_object(weights):
-        raise UsageError(
-            f"model.feature_weights is '{weights}', which the machines cannot reach; copy it to a bucket, and name it "
-            "as gs://BUCKET/FILE"
-        )
+    weights = extractor.find_weights(config.model)
+    if weights not in (None, extractor.IMAGENET):
+        if not gs.has_object(weights):
+            raise UsageError(
+                f"model.feature_weights is '{weights}', which the machines cannot reach; copy it to a bucket, and name "
+                "it as gs://BUCKET/FILE"
+            )
+        extractor.check_weights(weights)
     dataset = manifest.read(data)
     loop.check_features(config, dataset, data)
     if Checkpoints(work_dir).steps():

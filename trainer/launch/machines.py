@@ -149,9 +149,9 @@ def _explain(compute: Compute, chosen: Job, code: str, message: str) -> UserErro
     """An error of Compute Engine's in one sentence, with what to try next."""
     said = f"{' '.join(message.split())} ({code})" if code else " ".join(message.split())
     if code in _NO_CAPACITY:
-        zones = sorted(compute.machine_types(chosen.machine.name))
-        near = [zone for zone in zones if region_of(zone) == chosen.region and zone != chosen.zone]
-        advice = f"try --zone={near[0]}" if near else "try it later" if chosen.spot else "try --spot, or later"
+        zones = [each for each in compute.machine_types(chosen.machine.name) if region_of(each) == chosen.region]
+        others = sorted(zones, key=lambda zone: (zone <= chosen.zone, zone))[:-1]  # in a circle, so that all come up
+        advice = f"try --zone={others[0]}" if others else "try it later" if chosen.spot else "try --spot, or later"
         return UserError(f"{chosen.zone} has no {chosen.machine.name} to give at the moment; {advice}: {said}")
     if "quota" in code.lower():
         other = "" if "globally" in message else ", or try another region"

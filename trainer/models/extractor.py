@@ -25,6 +25,25 @@ _LOGGER = logging.getLogger(__name__)
 IMAGENET = "imagenet"
 
 
+def find_weights(config: ConfigDict) -> str | None:
+    """What the `model` fields of a configuration name as weights; None for random ones, "none" on a command line."""
+    return None if config.feature_weights in (None, "none", "None") else config.feature_weights
+
+
+def check_weights(weights: str) -> None:
+    """Looks for the file, or TF-Slim's checkpoint, of weights.
+
+    Raises:
+        UserError: there is none.
+    """
+    with reading(f"feature weights '{weights}'"):
+        found = files.exists(weights) if "://" in weights else os.path.isfile(weights)
+        if not found and not slim.is_checkpoint(weights):
+            raise UserError(
+                f"model.feature_weights is '{weights}', which is no file; name a weights file, or '{IMAGENET}'"
+            )
+
+
 class Extractor:
     """The extractor that a configuration names.
 
@@ -47,7 +66,7 @@ class Extractor:
             raise UserError(
                 f"model.feature_classes is {config.feature_classes}; choose 1000, or 1001 with a background"
             )
-        weights = None if config.feature_weights in (None, "none", "None") else config.feature_weights
+        weights = find_weights(config)
         self.classes: int = config.feature_classes
         self._random = weights is None
         self.model = create(weights, self.classes)
@@ -106,15 +125,12 @@ def create(weights: str | None, classes: int) -> keras.Model:
     """
     if weights in (None, IMAGENET):
         return _build(weights, classes, f"feature weights '{weights}'")
+    check_weights(weights)
     with reading(f"feature weights '{weights}'"):
         if slim.is_checkpoint(weights):
             model = create(None, classes)
             slim.load(model, weights)
             return model
-        if not (files.exists(weights) if "://" in weights else os.path.isfile(weights)):
-            raise UserError(
-                f"model.feature_weights is '{weights}', which is no file; name a weights file, or '{IMAGENET}'"
-            )
         advice = f" with {classes} classes, or set model.feature_classes to those that it has"
         with files.local_file(weights) as path:
             return _build(path, classes, f"feature weights '{weights}'", advice)
