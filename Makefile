@@ -50,12 +50,20 @@ test: setup
 test-slow: setup
 	$(TEST) -m slow
 
-# Other engines for the Beam jobs: Prism, built from the Go module of the Python package's version, and Flink; and an
-# emulator of Cloud Storage for tests.
-engines: .engines/prism .engines/flink/.complete .engines/fake-gcs-server
+# Other engines for the Beam jobs: Prism, built from the Go module of the Python package's version, and Flink; what
+# starts their workers in images; and an emulator of Cloud Storage for tests.
+engines: .engines/prism .engines/boot .engines/flink/.complete .engines/fake-gcs-server
+
+BEAM = github.com/apache/beam/sdks/v2/$(1)@v$$(sed -n 's/^apache-beam==\([0-9.]*\).*/\1/p' requirements.lock)
 
 .engines/prism: requirements.lock
-	GOBIN=$(CURDIR)/.engines go install github.com/apache/beam/sdks/v2/go/cmd/prism@v$$(sed -n 's/^apache-beam==\([0-9.]*\).*/\1/p' $<)
+	GOBIN=$(CURDIR)/.engines go install $(call BEAM,go/cmd/prism)
+	touch $@
+
+# What starts a worker in Beam's images.
+.engines/boot: requirements.lock
+	GOBIN=$(CURDIR)/.engines go install $(call BEAM,python/container)
+	mv .engines/container $@
 	touch $@
 
 .engines/fake-gcs-server:

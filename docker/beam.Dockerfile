@@ -24,14 +24,16 @@ COPY pipeline ./pipeline
 COPY beam_jobs ./beam_jobs
 COPY trainer ./trainer
 COPY configs ./configs
-COPY docker/template.py ./
+COPY docker/template.py docker/boot.sh ./
 RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 
-# The launcher logs below /var/log, workers keep what they are handed below /var/opt.
+# The launcher logs below /var/log.
 RUN useradd --create-home --uid=1000 worker \
-    && mkdir --parents /var/log/dataflow/template_launcher /var/opt/google \
-    && chown --recursive 1000 /var/log/dataflow /var/opt/google
+    && mkdir --parents /var/log/dataflow/template_launcher \
+    && chown --recursive 1000 /var/log/dataflow
 USER 1000
 
+# All is here that workers need; else each would make an environment of its own where only root may.
+ENV RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1
 ENV FLEX_TEMPLATE_PYTHON_PY_FILE=/koalarization/template.py
-ENTRYPOINT ["/opt/apache/beam/boot"]
+ENTRYPOINT ["/koalarization/boot.sh"]

@@ -26,12 +26,13 @@ COPY pipeline ./pipeline
 COPY beam_jobs ./beam_jobs
 COPY trainer ./trainer
 COPY configs ./configs
-RUN pip install --no-cache-dir --no-deps --no-build-isolation .
-
-# Workers keep what they are handed below /var/opt; weights that are downloaded go to the home of whoever trains.
-RUN useradd --create-home --uid=1000 worker \
-    && mkdir --parents /var/opt/google \
-    && chown --recursive 1000 /var/opt/google
+COPY docker/boot.sh ./
+# Weights that are downloaded go to the home of whoever trains.
+RUN pip install --no-cache-dir --no-deps --no-build-isolation . \
+    && useradd --create-home --uid=1000 worker
 USER 1000
 
-ENTRYPOINT ["/opt/apache/beam/boot"]
+# All is here that workers need; else each would make an environment of its own where only root may.
+ENV RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1
+
+ENTRYPOINT ["/koalarization/boot.sh"]

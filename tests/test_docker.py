@@ -47,7 +47,7 @@ def test_images_have_the_versions_of_the_lock_files(name):
     assert re.search(r"^FROM python:3\.11\.", text, re.MULTILINE)
     assert 'org.koalarization.python="3.11"' in text
     assert f"COPY {LOCKS[name]} " in text
-    assert text.rstrip().endswith('ENTRYPOINT ["/opt/apache/beam/boot"]')
+    assert text.rstrip().endswith('ENTRYPOINT ["/koalarization/boot.sh"]')
 
 
 @pytest.mark.parametrize("name", LOCKS)

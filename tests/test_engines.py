@@ -3,7 +3,9 @@
 Beam's part of it is real: `make engines` builds or fetches it. Without it these tests are skipped.
 """
 
+import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -140,6 +142,37 @@ def test_the_same_colors_on_every_engine(engine, finished, photos, in_color, tmp
     assert len(files) == 12 + 2
     assert said.splitlines()[-1].startswith(f"{tmp_path}/out: 12 of 13 pictures in color; 1 rejected (1 not_an_image")
     assert " images/s in " in said
+
+
+@pytest.mark.parametrize("image", ["beam", "trainer"])
+def test_workers_start_as_in_an_image_on_dataflow(flink, image, pictures, compact_dataset, tmp_path):
+    """By Beam's own program, which is told to keep things where it may not, and by what the image has around it."""
+    program = ENGINES / "boot"
+    if not program.exists():
+        pytest.skip("no boot: make engines")
+    started, own = tmp_path / "started", tmp_path / "home"
+    own.mkdir()
+    script = Path("docker/boot.sh").read_text()
+    for path, other in (("/opt/apache/beam/boot", program), ("/home/worker", own)):
+        assert path in script
+        script = script.replace(path, str(other))
+    (tmp_path / "boot.sh").write_text(script)
+    settings = re.findall(r"^ENV (RUN_\w+=\S+)$", Path(f"docker/{image}.Dockerfile").read_text(), re.MULTILINE)
+    dataflow = tmp_path / "dataflow"
+    dataflow.write_text(
+        f"#!/bin/sh\nexport {' '.join(settings)} PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={Path.cwd()}\n"
+        f'echo "$@" >>{started}\nexec sh {tmp_path}/boot.sh "$@" --semi_persist_dir=/proc/google\n'
+    )
+    dataflow.chmod(0o755)
+    options = ["--environment_type=PROCESS", "--environment_config=" + json.dumps({"command": str(dataflow)})]
+    sources = [f"--source=places365:{pictures}/archives/val_256.tar"]
+    sources += [f"--source=imagenet:{pictures}/archives/ILSVRC2012_img_train.tar"]
+    result = job(*flink, *options, *sources, *OPTIONS, f"--output={tmp_path}/out")
+    assert result.returncode == 0, result.stderr
+    assert content(tmp_path / "out") == content(Path(compact_dataset.directory))
+    assert "--provision_endpoint=" in started.read_text()
+    assert {path.name for path in own.iterdir()} == {"staged", "pipeline_options.json"}
+    assert not Path("/opt/apache/beam-venv").exists()
 
 
 def test_a_user_s_mistake_in_a_worker_is_one_line(engine, pictures, tmp_path):
