@@ -110,18 +110,30 @@ class Compute:
             of_all = self._projects.get(project=self.project)
         return {each.metric: (each.limit, each.usage) for each in (*of_all.quotas, *own.quotas)}
 
-    def groups(self, pattern: str) -> list[Group]:
-        """The groups whose whole names match a regular expression."""
+    def groups(self, pattern: str) -> tuple[list[Group], str]:
+        """The groups whose whole names match a regular expression, and why there may be others; "" if there are none.
+
+        A zone that does not answer hides what is in it.
+        """
         request = compute_v1.AggregatedListInstanceGroupManagersRequest(
             project=self.project, filter=f'name eq "{pattern}"'
         )
-        found = []
+        found, hidden = [], []
         with _asking(f"machines of project {self.project} cannot be looked up"):
             for scope, groups in self._groups.aggregated_list(request=request):
-                if groups.warning.code not in ("", _NOTHING):  # what is not seen may be there, and cost
-                    raise Unavailable(f"{scope}: {groups.warning.message}; try again", groups.warning.code)
+                if groups.warning.code not in ("", _NOTHING):
+                    hidden.append(f"{scope}: {groups.warning.message}")
                 found += [_group(each, scope.removeprefix("zones/")) for each in groups.instance_group_managers]
-        return found
+        return found, "; ".join(hidden)
+
+    def group(self, name: str, zone: str) -> Group | None:
+        """The group of a name in a zone; None, if there is none."""
+        with _asking(f"machines of {name} cannot be looked up"):
+            try:
+                found = self._groups.get(project=self.project, zone=zone, instance_group_manager=name)
+            except NotFound:
+                return None
+        return _group(found, zone)
 
     def machines(self, group: str, zone: str) -> list[Machine]:
         """The machines of a group; none, if there is no group."""

@@ -247,6 +247,7 @@ class Compute(Api):
             instanceTemplates_list=self._list_templates,
             instanceGroupManagers_insert=self._insert_group, instanceGroupManagers_delete=self._delete_group,
             instanceGroupManagers_createInstances=self._create, instanceGroupManagers_aggregatedList=self._groups,
+            instanceGroupManagers_get=lambda found, body: self._shown(self._group(found)),
             instanceGroupManagers_listManagedInstances=self._list, zoneOperations_get=self._operation,
             globalOperations_get=self._operation,
         )  # fmt: skip
@@ -360,13 +361,17 @@ class Compute(Api):
         items = {f"zones/{zone}": {"warning": {"code": "NO_RESULTS_ON_PAGE"}} for zone in ZONES}
         for (zone, name), group in self.groups.items():
             if re.fullmatch(pattern, name):
-                own = {key: group["body"][key] for key in ("name", "description", "instanceTemplate")}
-                made = datetime.datetime.fromtimestamp(group["made"], datetime.timezone.utc)
-                own["creationTimestamp"] = made.isoformat(timespec="milliseconds")
-                items[f"zones/{zone}"] = {"instanceGroupManagers": [own]}
+                items[f"zones/{zone}"] = {"instanceGroupManagers": [self._shown(group)]}
         for zone in self.unreachable:
             items[f"zones/{zone}"] = {"warning": {"code": "UNREACHABLE", "message": f"{zone} is not reachable"}}
         return {"items": items}
+
+    def _shown(self, group):
+        made = datetime.datetime.fromtimestamp(group["made"], datetime.timezone.utc)
+        return {
+            **{key: group["body"][key] for key in ("name", "description", "instanceTemplate")},
+            "creationTimestamp": made.isoformat(timespec="milliseconds"),
+        }
 
     def _list(self, found, body):
         errors = {"errors": {"errors": [{"code": code, "message": message} for code, message in self.errors]}}

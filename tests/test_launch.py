@@ -4,6 +4,7 @@ import copy
 import datetime
 import json
 import re
+import time
 
 import pytest
 import tensorflow as tf
@@ -50,6 +51,7 @@ def running(tmp_path_factory, compact_dataset):
             patch.setenv(name, value)
         patch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
         patch.setattr(machines, "_LOOK_SECONDS", 0.01)
+        patch.setattr(machines, "_HEAR_SECONDS", 0.01)
         yield project
 
 
@@ -398,7 +400,33 @@ def test_a_zone_that_cannot_be_seen_is_not_taken_for_an_empty_one(project, capsy
         capsys.readouterr()
         assert again() == 1
         assert "zones/us-central1-a: us-central1-a is not reachable; try again" in error_of(capsys)
-    assert len(project.compute.made) == len(project.compute.templates) == 1
+    assert list(project.compute.groups) == [(ZONE, NAME)]
+    assert command("status", f"--workdir={RUN}") == 0
+    assert "WARNING: there may be others, which cannot be seen: zones/us-central1-a: us" in capsys.readouterr().err
+
+
+def test_a_zone_that_cannot_be_seen_keeps_nobody_from_deleting_machines_in_another(project, capsys, monkeypatch):
+    assert launched("--machine=e2-standard-4") == 0
+    project.compute.unreachable = ("europe-west4-a",)
+    assert command("stop", f"--workdir={RUN}") == 1
+    assert f"error: machines of {RUN} may be left where that cannot be seen: zones/europe" in capsys.readouterr().err
+    assert (project.compute.groups, project.compute.templates) == ({}, {})
+    monkeypatch.setattr(machines, "refuse_second", lambda *_: [])  # as when it is lost sight of a moment later
+    assert launched("--machine=e2-standard-4", "--max_hours=9") == 0
+    assert list(project.compute.groups) == [(ZONE, NAME)]
+
+
+def test_a_group_whose_time_is_over_makes_way_when_its_machines_could_not_be_made_anew(project, capsys):
+    assert launched("--machine=e2-standard-4", "--max_hours=9") == 0
+    (group,) = project.compute.groups.values()
+    group["machines"] = dict.fromkeys(group["machines"])  # taken away, and no room for others
+    assert launched("--machine=e2-standard-4") == 1
+    assert error_of(capsys).startswith(f"error: machines train in {RUN} already")
+    end = int((time.time() - 3600) * 1e6)
+    project.compute.templates = {f"{NAME}-{end}": project.compute.templates.pop(group["template"])}
+    group["template"] = f"{NAME}-{end}"
+    group["body"]["instanceTemplate"] = f"projects/{PROJECT}/global/instanceTemplates/{NAME}-{end}"
+    assert launched("--machine=e2-standard-4") == 0
 
 
 def test_machines_that_are_not_heard_are_deleted(project, capsys, monkeypatch):
@@ -408,7 +436,7 @@ def test_machines_that_are_not_heard_are_deleted(project, capsys, monkeypatch):
     assert launched("--machine=e2-standard-4") == 1
     line = error_of(capsys)
     assert line.startswith(f"error: {NAME}-0 runs but says nothing in 0 minutes: it reaches no API of Google's")
-    assert f"or {ACCOUNT} has not roles/logging.logWriter" in line
+    assert f"{ACCOUNT} has not roles/logging.logWriter, or the project keeps no logs" in line
     assert (project.compute.groups, project.compute.templates) == ({}, {})
 
 
@@ -477,14 +505,14 @@ def test_an_operation_that_fails_is_one_line_and_leaves_nothing(project, capsys)
 def test_machines_that_are_gone_before_they_ran(project, capsys, monkeypatch):
     monkeypatch.setattr("cloud.compute.Compute.machines", lambda *_: [])
     assert launched("--machine=e2-standard-4") == 1
-    assert "the machines were deleted before all of them ran" in error_of(capsys)
+    assert "the machines were deleted before each of them was heard" in error_of(capsys)
 
 
 def test_machines_that_are_stopped_before_they_are_heard(project, capsys, monkeypatch):
     project.logging.refusal = Refusal(503, "not now")
     monkeypatch.setattr(machines.time, "sleep", lambda _: project.compute.groups.clear())
     assert launched("--machine=e2-standard-4") == 1
-    assert "the machines were deleted before all of them ran" in error_of(capsys)
+    assert "the machines were deleted before each of them was heard" in error_of(capsys)
 
 
 def test_a_launch_that_is_interrupted_leaves_nothing_or_says_what(project, capsys, monkeypatch):
@@ -530,6 +558,9 @@ def test_status_shows_machines_and_what_they_said_last(project, capsys):
 
 
 def test_logs_are_those_of_the_run_in_their_order(project, capsys):
+    assert launched("--machine=e2-standard-4") == 0
+    project.logging.entries.clear()
+    capsys.readouterr()
     assert command("logs", f"--workdir={RUN}") == 0
     assert capsys.readouterr().out == f"machines that train in {RUN} have said nothing yet\n"
     say(project.logging, f"{NAME}-0", "machine 0 of 2 starts", log="koalarization")
@@ -577,9 +608,9 @@ def test_a_mistyped_directory_is_no_silence_about_machines(project, capsys):
         assert command(name, "--workdir=gs:/bucket/run") == 2
         assert "--workdir=gs:/bucket/run cannot be reached from the machines; name it as gs://" in error_of(capsys)
     assert launched("--machine=e2-standard-4") == 0
-    for name in ("stop", "status"):
+    for name, *more in (("stop",), ("status",), ("logs",), ("logs", "--follow")):
         capsys.readouterr()
-        assert command(name, "--workdir=gs://bucket/rn") == 0
+        assert command(name, "--workdir=gs://bucket/rn", *more) == 0
         assert f"no machines train in gs://bucket/rn; they do in {RUN}\n" in "".join(capsys.readouterr())
 
 

@@ -126,9 +126,11 @@ def _status(argv: Sequence[str]) -> None:
         job.check_directory("workdir", values.workdir)
     api, compute = _log_in(values.project)
     name = job.group_name(values.workdir) if values.workdir else f"{job.PREFIX}.*"
-    groups = compute.groups(name)
+    groups, hidden = compute.groups(name)
     if not groups:
         print(_nothing_there(compute, values.workdir))
+    if hidden:
+        _LOGGER.warning("WARNING: there may be others, which cannot be seen: %s", hidden)
     for group in groups:
         print(f"{group.description}: {group.name} in {group.zone}")
         lines = {line.machine: line for line in Logs(api, compute.project, group.name).last(_LINES)}
@@ -143,12 +145,15 @@ def _logs(argv: Sequence[str]) -> None:
     cli.parse_flags(values, argv, _logs.__doc__)
     cli.require(values, "workdir")
     job.check_directory("workdir", values.workdir)
-    api = Api()
-    logs = Logs(api, _project(api, values.project), job.group_name(values.workdir))
+    api, compute = _log_in(values.project)
+    name = job.group_name(values.workdir)
+    logs = Logs(api, compute.project, name)
     lines = logs.last(_LINES)
     for line in lines:
         print(line)
-    if values.follow:
+    if not lines and not any(compute.groups(name)):
+        print(_nothing_there(compute, values.workdir))
+    elif values.follow:
         for line in logs.follow(lines):
             print(line, flush=True)
     elif not lines:
@@ -163,10 +168,12 @@ def _stop(argv: Sequence[str]) -> None:
     job.check_directory("workdir", values.workdir)
     _, compute = _log_in(values.project)
     name = job.group_name(values.workdir)
-    groups = compute.groups(name)
+    groups, hidden = compute.groups(name)
     for group in groups:
         _LOGGER.info("deletes the machines of %s in %s", group.name, group.zone)
         compute.delete(group)
+    if hidden:
+        raise UserError(f"machines of {values.workdir} may be left where that cannot be seen: {hidden}; try again")
     for template in compute.templates(f"{name}-[0-9]+"):  # of launches before
         compute.delete_template(template)
     if not groups:
@@ -175,7 +182,7 @@ def _stop(argv: Sequence[str]) -> None:
 
 def _nothing_there(compute: Compute, directory: str | None) -> str:
     """Says that no machines train in a directory, or anywhere, and where they do: a name may be mistyped."""
-    others = sorted(group.description for group in compute.groups(f"{job.PREFIX}.*"))
+    others = sorted(group.description for group in compute.groups(f"{job.PREFIX}.*")[0])
     where = f"; they do in {', '.join(others)}" if others else ""
     return f"no machines train in {directory or f'project {compute.project}'}{where}"
 

@@ -49,6 +49,11 @@ def group_name(workdir: str) -> str:
     return PREFIX + hashlib.blake2b(workdir.rstrip("/").encode(), digest_size=5).hexdigest()
 
 
+def end_of(template: str) -> datetime.datetime:
+    """When machines that are made from a template are to have ended, by its name."""
+    return datetime.datetime.fromtimestamp(int(template.rpartition("-")[2]) / 1e6, datetime.timezone.utc)
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What is asked of Compute Engine.

@@ -1,5 +1,6 @@
 """The machines of a training job: made together or not at all, and what keeps them from coming in one sentence."""
 
+import contextlib
 import datetime
 import logging
 import re
@@ -14,13 +15,14 @@ from trainer.launch.logs import Logs
 
 _LOGGER = logging.getLogger(__name__)
 _LOOK_SECONDS = 5.0
+_HEAR_SECONDS = 15.0  # a minute's quota of reading logs is small
 _MOST = datetime.timedelta(minutes=15)  # that machines may take to come
 _SILENT = datetime.timedelta(minutes=10)  # that they may take until their script begins, which is the first it says
 _NO_CAPACITY = ("ZONE_RESOURCE_POOL_EXHAUSTED", "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS", "STOCKOUT")
 _NO_PERMISSION = (
     "PERMISSION_DENIED", "PERMISSIONS_ERROR", "IAM_PERMISSION_DENIED", "SERVICE_ACCOUNT_ACCESS_DENIED", "forbidden",
 )  # fmt: skip
-_GONE = "the machines were deleted before all of them ran: stopped, or at their end already; see their logs"
+_GONE = "the machines were deleted before each of them was heard: stopped, or at their end already; see their logs"
 _ACTING_AS = re.compile(r"when acting as '([^']+)'")  # the account of Google's that makes the machines of a group
 
 
@@ -31,17 +33,28 @@ def refuse_second(compute: Compute, workdir: str) -> list[Group]:
         Groups there whose machines are all gone.
 
     Raises:
-        UserError: machines train there, or are being made.
+        UserError: machines train there, or are being made, or that cannot be seen.
     """
-    groups = compute.groups(job.group_name(workdir))
+    groups, hidden = compute.groups(job.group_name(workdir))
     for group in groups:
-        age = datetime.datetime.now(datetime.timezone.utc) - group.made
-        if compute.machines(group.name, group.zone) or age < _MOST:
+        if not _is_left_over(compute, group):
             raise UserError(
                 f"machines train in {workdir} already, in {group.zone}: 'python -m trainer.launch status' shows them, "
                 "'stop' stops them"
             )
+    if hidden:
+        raise UserError(f"whether machines train in {workdir} already cannot be seen: {hidden}; try again")
     return groups
+
+
+def _is_left_over(compute: Compute, group: Group) -> bool:
+    """Whether nobody trains in a group, and it is not being made, so that nobody is there to delete it."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    machines = compute.machines(group.name, group.zone)
+    if any(machine.status for machine in machines):
+        return False
+    # After its time it makes none any more, where there was no room for those that were taken away.
+    return now > job.end_of(group.template) + job.GRACE if machines else now > group.made + _MOST
 
 
 def make(compute: Compute, logs: Logs, chosen: Job) -> None:
@@ -66,7 +79,7 @@ def make(compute: Compute, logs: Logs, chosen: Job) -> None:
 def _delete_old_templates(compute: Compute, name: str) -> None:
     """Deletes what former launches have left: of templates whose time is over no machine is made any more."""
     for template in compute.templates(f"{name}-[0-9]+"):
-        if int(template.rpartition("-")[2]) < time.time() * 1e6:
+        if job.end_of(template) < datetime.datetime.now(datetime.timezone.utc):
             compute.delete_template(template)
 
 
@@ -76,7 +89,7 @@ def _check_alone(compute: Compute, chosen: Job) -> None:
     Raises:
         UserError: there is one.
     """
-    for group in compute.groups(chosen.name):
+    for group in compute.groups(chosen.name)[0]:
         if group.zone != chosen.zone:
             raise UserError(
                 f"machines are made for {chosen.workdir} in {group.zone} already; wait for them, or stop them"
@@ -88,9 +101,9 @@ def _delete(compute: Compute, chosen: Job) -> None:
     _LOGGER.info("deletes what was made")
     stop = f"python -m trainer.launch stop --project={chosen.project} --workdir={chosen.workdir}"
     try:
-        for group in compute.groups(chosen.name):
-            if group.template == chosen.template:
-                compute.delete(group)
+        group = compute.group(chosen.name, chosen.zone)
+        if group and group.template == chosen.template:
+            compute.delete(group)
         compute.delete_template(chosen.template)
     except UserError as error:
         _LOGGER.warning("WARNING: %s; machines may be left, which cost: %s", error, stop)
@@ -124,32 +137,37 @@ def _listen(compute: Compute, logs: Logs, chosen: Job) -> None:
     """Waits until each machine has said something: whom nobody hears reaches no API to delete itself by, either."""
     silent = {f"{chosen.name}-{index}" for index in range(chosen.count)}
     end = time.monotonic() + _SILENT.total_seconds()
+    _LOGGER.info("waits until each machine has said so in its log; Ctrl-C deletes them all")
     while True:
-        found = [group for group in compute.groups(chosen.name) if group.template == chosen.template]
-        if not found:
+        group = compute.group(chosen.name, chosen.zone)
+        if group is None or group.template != chosen.template:
             raise UserError(_GONE)
         try:
-            silent -= {line.machine for line in logs.since(found[0].made)}
+            silent -= {line.machine for line in logs.since(group.made)}
         except Refused as error:
             _LOGGER.warning("WARNING: whether the machines are heard cannot be seen: %s", error)
             return
+        except UserError as error:  # which may pass
+            _LOGGER.info("%s", error)
         if not silent:
             _LOGGER.info("%d of %d machines are heard", chosen.count, chosen.count)
             return
         if time.monotonic() > end:
             raise UserError(
                 f"{min(silent)} runs but says nothing in {_SILENT.total_seconds() / 60:.0f} minutes: it reaches no API "
-                "of Google's (name a --subnetwork with Private Google Access, or drop --nouse_public_ips), or "
-                f"{chosen.account} has not roles/logging.logWriter"
+                "of Google's (name a --subnetwork with Private Google Access, or drop --nouse_public_ips), "
+                f"{chosen.account} has not roles/logging.logWriter, or the project keeps no logs (its sink _Default)"
             )
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_HEAR_SECONDS)
 
 
 def _explain(compute: Compute, chosen: Job, code: str, message: str) -> UserError:
     """An error of Compute Engine's in one sentence, with what to try next."""
     said = f"{' '.join(message.split())} ({code})" if code else " ".join(message.split())
     if code in _NO_CAPACITY:
-        zones = [each for each in compute.machine_types(chosen.machine.name) if region_of(each) == chosen.region]
+        zones = []
+        with contextlib.suppress(UserError):  # else it would be said in place of what is known
+            zones = [each for each in compute.machine_types(chosen.machine.name) if region_of(each) == chosen.region]
         others = sorted(zones, key=lambda zone: (zone <= chosen.zone, zone))[:-1]  # in a circle, so that all come up
         advice = f"try --zone={others[0]}" if others else "try it later" if chosen.spot else "try --spot, or later"
         return UserError(f"{chosen.zone} has no {chosen.machine.name} to give at the moment; {advice}: {said}")
