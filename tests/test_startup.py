@@ -16,7 +16,9 @@ from tests.programs import until
 
 SCRIPT = Path("trainer/launch/startup.sh")
 SHORTER = {
+    "readonly HEARD_SECONDS=300 ": "readonly HEARD_SECONDS=3 ",
     "readonly PREPARE_SECONDS=1200 ": "readonly PREPARE_SECONDS=3 ",
+    "readonly LOSSES=20 ": "readonly LOSSES=6 ",
     "readonly LONG_SECONDS=7200 ": "readonly LONG_SECONDS=5 ",
     "readonly STOP_SECONDS=120 ": "readonly STOP_SECONDS=2 ",
 }
@@ -92,7 +94,8 @@ def start(cloud, tmp_path):
 
     cloud.compute.deleted.clear()
     cloud.logging.entries.clear()
-    cloud.logging.refusal = None
+    cloud.logging.refusal, cloud.compute.deaf = None, False
+    cloud.compute.refusals.clear()
     yield start_
     for machine in machines:
         machine.kill()
@@ -138,6 +141,21 @@ def test_what_was_told_to_stop_or_lost_a_machine_goes_on_for_as_long_as_it_takes
     said = deleted(cloud)
     assert said.count(f"training was told to stop, or lost another machine (status {status}); it goes on") == 5
     assert said[-1].startswith("training is finished")
+
+
+def test_machines_that_lose_each_other_at_once_again_and_again_are_given_up(cloud, start):
+    start(75)
+    said = deleted(cloud)
+    assert len([line for line in said if line.startswith("try ")]) == 6
+    assert said[-1].startswith("training lost another machine 6 times, soon after each start: try 5; all machines")
+
+
+def test_a_machine_that_is_not_heard_at_first_says_again_that_it_starts(cloud, start):
+    cloud.logging.refusal = Refusal(403, "not yet")  # as roles take minutes until they hold
+    machine = start(0)
+    until(lambda: "koalarization: machine 0 of 1 starts" in machine.said)
+    cloud.logging.refusal = None
+    assert deleted(cloud)[0] == "machine 0 of 1 starts"
 
 
 def test_what_fails_is_tried_again_and_given_up_soon(cloud, start):

@@ -171,7 +171,8 @@ def _create(name: str) -> tf.distribute.Strategy:
             return tf.distribute.MultiWorkerMirroredStrategy()
         except _PEER_ERRORS as error:
             # TensorFlow waits an hour for who does not come; one that came and is gone again will be back.
-            kind = UserError if isinstance(error, tf.errors.DeadlineExceededError) else TryAgain
+            came = isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError))
+            kind = TryAgain if came else UserError  # an internal error may be a device's
             raise kind(
                 f"the workers of {_TF_CONFIG} do not find each other ({one_line(error)[:200]}); start the command on "
                 "all of them, and open their ports"

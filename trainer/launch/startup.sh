@@ -9,8 +9,11 @@ trap '' PIPE  # nobody may read what this says, and it goes on
 
 readonly PORT=2222            # where the machines of a job find each other
 readonly TRIES=3              # that may fail one after the other
+readonly HEARD_SECONDS=300    # for the first line to be taken: the launch waits twice as long for it
 readonly PREPARE_SECONDS=1200 # for driver, image and log: roles take minutes until they hold
 readonly LONG_SECONDS=7200    # after which what fails had trained, and is no try; machines await each other an hour
+readonly QUICK_SECONDS=300    # within which a machine that was lost was none that came and went
+readonly LOSSES=20            # of that kind, one after the other
 readonly STOP_SECONDS=120     # that training may take to save itself at the end of its time
 
 ask() { curl --silent --show-error --fail --retry 5 --retry-connrefused --max-time 60 "$@"; }
@@ -41,6 +44,14 @@ log() {
 }
 
 say() { log "$1" || true; }
+
+announce() {
+  local began=$SECONDS
+  until log "machine ${name##*-} of $count starts"; do
+    ((SECONDS - began < HEARD_SECONDS)) || return
+    sleep 10
+  done
+}
 
 # Deletes all machines of the job; asks for it until this one goes, since what was accepted may fail.
 finish() {
@@ -145,10 +156,11 @@ zone=${zone##*/}
 group=${name%-*}
 chmod 0644 "$home/config.py"
 
-say "machine ${name##*-} of $count starts"
+finish_in_time
+announce
 finish_in_time
 prepare
-failures=0
+failures=0 losses=0
 while true; do
   finish_in_time
   began=$SECONDS
@@ -161,6 +173,8 @@ while true; do
   case $status in
     75 | 130 | 143) # after it had begun
       failures=0
+      ((SECONDS - began < QUICK_SECONDS)) || losses=0
+      ((++losses < LOSSES)) || finish "training lost another machine $LOSSES times, soon after each start: $(<"$home/said")"
       say "training was told to stop, or lost another machine (status $status); it goes on"
       ;;
     2) finish "trainer.train does not understand its arguments (status 2)" ;;
