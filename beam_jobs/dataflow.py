@@ -79,8 +79,6 @@ def prepare(
     _check_buckets(api, cloud, output, paths)
     _choose(options, job, output, units)
     if not cloud.template_location:  # it is then Dataflow's launcher who asks, and the job is there already
-        if cloud.service_account_email == "":
-            raise UsageError("--service_account_email= is empty; give it a value, or leave it out")
         checks.check_permissions(api, cloud.project, _USER_PERMISSIONS)
         account = cloud.service_account_email or checks.default_account(api, cloud.project)
         checks.check_account(api, account)
@@ -105,10 +103,10 @@ def _check_paths(options: PipelineOptions, job: str, output: str, paths: list[st
 def _check_buckets(api: Api, cloud: GoogleCloudOptions, output: str, paths: list[str]) -> None:
     """Looks at all buckets of a job, and takes the region of its output's, if none is said."""
     written = {gs.split(path)[0] for path in (output, cloud.temp_location, cloud.staging_location)}
-    for name in sorted(written):
-        checks.check_objects(api, name)
     read = {gs.split(path)[0] for path in paths}
     buckets = {name: found for name in sorted(written | read) if (found := checks.find_bucket(api, name))}
+    for name in sorted(written):
+        checks.check_objects(api, name)
     own = buckets.get(gs.split(output)[0])
     cloud.region = cloud.region or (own and own.region)
     if not cloud.region:
@@ -218,13 +216,17 @@ def _cancel(result: PipelineResult, console: str) -> None:
     try:
         result.cancel()
         end = time.monotonic() + _STOP_SECONDS
-        while not PipelineState.is_terminal(result.state) and time.monotonic() < end:
+        while not PipelineState.is_terminal(result.state):
+            if time.monotonic() > end:
+                raise TimeoutError(f"it is still there after {_STOP_SECONDS:.0f} s")
             time.sleep(1)
-    except Exception as error:
+    except BaseException as error:
         _LOGGER.warning(
             "WARNING: the job could not be cancelled (%s); it goes on, and costs; cancel it in its console: %s",
             one_line(error), console,
         )  # fmt: skip
+        if not isinstance(error, Exception):
+            raise
 
 
 def explain(error: Exception) -> UserError | None:

@@ -88,6 +88,9 @@ def parse_options(argv: Sequence[str]) -> PipelineOptions:
     template = options.view_as(GoogleCloudOptions).template_location
     if template and not is_dataflow(options):
         raise UsageError(f"--template_location={template} is for --runner=DataflowRunner")
+    empty = [argument for argument in argv if re.fullmatch(r"--\w+=", argument)]
+    if empty and not template:  # Dataflow's launcher leaves some empty
+        raise UsageError(f"{empty[0]} is empty; give it a value, or leave it out")
     if options.view_as(TestOptions).dry_run:
         raise UsageError("--dry_run is not to be had of this job")
     if workers < 0:
@@ -239,9 +242,11 @@ def run(
     name = options.view_as(StandardOptions).runner
     engine.limit_arenas()
     with quiet(), _progress_bar(progress, total, title, unit), tempfile.NamedTemporaryFile() as worker_log:
+        submitted = False
         try:
             pipeline = beam.Pipeline(engine.create(options, worker_log.name), options)
             build(pipeline)
+            submitted = True
             result = pipeline.run()
             if template := options.view_as(GoogleCloudOptions).template_location:
                 raise TemplateWritten(template)
@@ -257,7 +262,7 @@ def run(
                     f"--runner={name} cannot be started: {failure[0]}; the README's section on engines has commands "
                     "that work"
                 ) from error
-            if is_dataflow(options) and (explained := _dataflow().explain(error)):
+            if submitted and is_dataflow(options) and (explained := _dataflow().explain(error)):
                 raise explained from error
             sys.stderr.write(worker_log.read().decode(errors="replace"))
             raise

@@ -82,7 +82,7 @@ class Project:
             Api("serviceusage", "v1", services_batchGet=self._services),
             Api(
                 "storage", "v1", buckets_get=self._bucket,
-                buckets_testIamPermissions=lambda found, _: self._test("bucket", found["permissions"]),
+                buckets_testIamPermissions=self._test_bucket,
             ),
             registry,
             *more,
@@ -92,6 +92,10 @@ class Project:
         if found["projectsId"] != PROJECT:
             raise Refusal(403, f"The caller does not have permission on {found['projectsId']}", "PERMISSION_DENIED")
         return self._test("project", body["permissions"])
+
+    def _test_bucket(self, found, body):
+        self._bucket(found, body)
+        return self._test("bucket", found["permissions"])
 
     def _test(self, what, asked):
         return {"permissions": [each for each in asked if each in self.permissions[what]]}

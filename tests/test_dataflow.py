@@ -117,10 +117,14 @@ def test_another_region_is_refused(project):
         prepared("--region=europe-west4", output="gs://far-away/data", paths=["gs://everywhere/photos"])
     with pytest.raises(UsageError, match="--region is missing: .* near to gs://everywhere/data"):
         prepared(output="gs://everywhere/data")
-    with pytest.raises(UsageError, match="--service_account_email= is empty; give it a value, or leave it out"):
-        prepared("--service_account_email=")
     with pytest.raises(UserError, match="there is no bucket gs://no-bucket; make it: gcloud storage buckets create"):
         prepared(output="gs://no-bucket/data")
+
+
+@pytest.mark.parametrize("name", ["service_account_email", "sdk_container_image", "region", "temp_location"])
+def test_an_option_that_a_shell_left_empty_is_refused(project, name):
+    with pytest.raises(UsageError, match=f"--{name}= is empty; give it a value, or leave it out"):
+        prepared(f"--{name}=")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +249,7 @@ def test_a_service_that_does_not_answer_is_asked_again(project, monkeypatch):
         dataflow.wait(Result(*[AssertionError() for _ in range(100)]), options)
 
 
-def test_a_wait_that_is_broken_off_cancels_the_job_or_says_that_it_goes_on(project, caplog):
+def test_a_wait_that_is_broken_off_cancels_the_job_or_says_that_it_goes_on(project, caplog, monkeypatch):
     options = prepared()
     result = Result(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
@@ -255,6 +259,14 @@ def test_a_wait_that_is_broken_off_cancels_the_job_or_says_that_it_goes_on(proje
     with pytest.raises(KeyboardInterrupt):
         dataflow.wait(Result(KeyboardInterrupt(), cancel=OSError("no route")), options)
     assert "the job could not be cancelled (no route); it goes on, and costs" in caplog.text
+    with pytest.raises(KeyboardInterrupt):
+        dataflow.wait(Result(KeyboardInterrupt(), cancel=KeyboardInterrupt()), options)
+    assert "the job could not be cancelled (KeyboardInterrupt); it goes on" in caplog.text
+    monkeypatch.setattr(dataflow, "_STOP_SECONDS", 0.0)
+    monkeypatch.setattr(Result, "cancel", lambda self: None)
+    with pytest.raises(KeyboardInterrupt):
+        dataflow.wait(Result(KeyboardInterrupt(), state="RUNNING"), options)
+    assert "the job could not be cancelled (it is still there after 0 s); it goes on" in caplog.text
 
 
 @pytest.mark.parametrize(
