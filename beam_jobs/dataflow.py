@@ -82,7 +82,10 @@ def prepare(
         checks.check_permissions(api, cloud.project, _USER_PERMISSIONS)
         account = cloud.service_account_email or checks.default_account(api, cloud.project)
         checks.check_account(api, account)
-        checks.find_roles(api, cloud.project, account).check(_WORKER_ROLES)
+        roles = checks.find_roles(api, cloud.project, account)
+        roles.require(_WORKER_ROLES)
+        for name in _written(cloud, output):
+            checks.check_account_objects(api, name, cloud.project, roles)
     _bring_code(api, options, job, needs_image)
     if errors := PipelineOptionsValidator(options, DataflowRunner()).validate():
         raise UsageError(" ".join(errors[0].split()))
@@ -100,12 +103,17 @@ def _check_paths(options: PipelineOptions, job: str, output: str, paths: list[st
             raise UsageError(f"--{name}={path} is no directory of a bucket; name one as gs://BUCKET/DIRECTORY")
 
 
+def _written(cloud: GoogleCloudOptions, output: str) -> list[str]:
+    """The buckets that a job writes to."""
+    return sorted({gs.split(path)[0] for path in (output, cloud.temp_location, cloud.staging_location)})
+
+
 def _check_buckets(api: Api, cloud: GoogleCloudOptions, output: str, paths: list[str]) -> None:
     """Looks at all buckets of a job, and takes the region of its output's, if none is said."""
-    written = {gs.split(path)[0] for path in (output, cloud.temp_location, cloud.staging_location)}
+    written = _written(cloud, output)
     read = {gs.split(path)[0] for path in paths}
-    buckets = {name: found for name in sorted(written | read) if (found := checks.find_bucket(api, name))}
-    for name in sorted(written):
+    buckets = {name: found for name in sorted({*written, *read}) if (found := checks.find_bucket(api, name))}
+    for name in written:
         checks.check_objects(api, name)
     own = buckets.get(gs.split(output)[0])
     cloud.region = cloud.region or (own and own.region)

@@ -29,6 +29,10 @@ _BUCKET_PERMISSIONS = {
         "roles/storage.objectAdmin",
     ),
 }
+# What an account needs on a bucket, and what has it, too: the last one comes with editors of the bucket's project.
+_OBJECT_ROLES = (
+    "roles/storage.objectAdmin", "roles/storage.objectUser", "roles/storage.admin", "roles/storage.legacyObjectOwner",
+)  # fmt: skip
 _MANIFESTS = ", ".join(
     f"application/vnd.{kind}+json"
     for kind in (
@@ -116,31 +120,35 @@ def check_account(api: Api, account: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class AccountRoles:
-    """The roles that a project's own policy gives a service account, as whom machines run.
+    """The roles that the policies of a project, and of a bucket, give a service account, as whom machines run.
 
     It may have others all the same, by a folder, an organization or a group.
 
     Attributes:
         account: its address.
-        project: where it has them.
+        where: it has them, in words.
+        grant: the command that gives it one, without whom and which.
         found: the roles; None, where they may not be looked at.
         why: they may not.
     """
 
     account: str
-    project: str
+    where: str
+    grant: str
     found: frozenset[str] | None
     why: str = ""
 
-    def look_for(self, roles: Sequence[str]) -> None:
+    def warn_without(self, roles: Sequence[str]) -> None:
         """Warns if it has none of some roles, of which the first is the least that works."""
         if self.found is None:
             _LOGGER.info("%s", self._unknown(roles))
         elif self.found.isdisjoint(roles):
             _LOGGER.warning("WARNING: %s", self._lacking(roles))
 
-    def check(self, roles: Sequence[str]) -> None:
-        """Looks for one of some roles, of which the first is the least that works; warns, where it may not.
+    def require(self, roles: Sequence[str]) -> None:
+        """Looks for one of some roles, of which the first is the least that works.
+
+        Warns where that may not be seen, and of an account with a role of somebody's own making, which may do as well.
 
         Raises:
             UserError: it has none of them.
@@ -148,30 +156,60 @@ class AccountRoles:
         if self.found is None:
             _LOGGER.warning("WARNING: %s; it needs it", self._unknown(roles))
         elif self.found.isdisjoint(roles):
-            raise UserError(self._lacking(roles))
+            own = [role for role in self.found if not role.startswith("roles/")]
+            if not own:
+                raise UserError(self._lacking(roles))
+            _LOGGER.warning("WARNING: %s, unless %s will do", self._lacking(roles), min(own))
 
     def _unknown(self, roles: Sequence[str]) -> str:
-        return f"whether {self.account} has {roles[0]} could not be looked up: {self.why}"
+        return f"whether {self.account} has {roles[0]} {self.where} could not be looked up: {self.why}"
 
     def _lacking(self, roles: Sequence[str]) -> str:
         return (
-            f"{self.account}, as whom the machines run, has not {roles[0]} in project {self.project}: gcloud projects "
-            f"add-iam-policy-binding {self.project} --member=serviceAccount:{self.account} --role={roles[0]} "
-            "--condition=None"
+            f"{self.account}, as whom the machines run, has not {roles[0]} {self.where}: {self.grant} "
+            f"--member=serviceAccount:{self.account} --role={roles[0]} --condition=None"
         )
 
 
 def find_roles(api: Api, project: str, account: str) -> AccountRoles:
     """The roles of a service account in a project, as far as its policy tells."""
+    where, grant = f"in project {project}", f"gcloud projects add-iam-policy-binding {project}"
     try:
         policy = api.post(f"{_PROJECTS}/{project}:getIamPolicy", {})
     except Refused as error:
-        return AccountRoles(account, project, None, str(error))
-    bindings = policy.get("bindings", ())
-    member = f"serviceAccount:{account}"
-    return AccountRoles(
-        account, project, frozenset(each["role"] for each in bindings if member in each.get("members", ()))
-    )
+        return AccountRoles(account, where, grant, None, str(error))
+    return AccountRoles(account, where, grant, _roles(policy, {f"serviceAccount:{account}"}))
+
+
+def check_account_objects(api: Api, bucket: str, project: str, roles: AccountRoles) -> None:
+    """Looks whether a service account may write to a bucket; warns, where that may not be seen.
+
+    Args:
+        api: who asks.
+        bucket: its name.
+        project: whose bucket it is taken for.
+        roles: those that the account has there.
+
+    Raises:
+        UserError: it may not.
+    """
+    found, why = None, roles.why
+    if roles.found is not None:
+        members = {f"serviceAccount:{roles.account}"}
+        members |= {
+            f"project{role.title()}:{project}" for role in ("editor", "owner") if f"roles/{role}" in roles.found
+        }
+        try:
+            found = roles.found | _roles(api.get(f"{_BUCKETS}/{bucket}/iam"), members)
+        except Refused as error:
+            why = str(error)
+    grant = f"gcloud storage buckets add-iam-policy-binding gs://{bucket}"
+    AccountRoles(roles.account, f"on gs://{bucket}", grant, found, why).require(_OBJECT_ROLES)
+
+
+def _roles(policy: Mapping[str, Any], members: set[str]) -> frozenset[str]:
+    """The roles that a policy gives to any of some members."""
+    return frozenset(each["role"] for each in policy.get("bindings", ()) if members & set(each.get("members", ())))
 
 
 class Bucket(NamedTuple):

@@ -48,6 +48,7 @@ class Project:
         permissions: that whoever asks has in the project, on its service account, and on its buckets.
         disabled: APIs.
         roles: of the service account; None, where they are not to be seen.
+        bucket_roles: who has which on each bucket, by role; None, where that is not to be seen.
         images: labels by name and tag.
         locations: of buckets, by name.
         services: what answers.
@@ -67,6 +68,7 @@ class Project:
         }  # fmt: skip
         self.disabled = set()
         self.roles = ["roles/dataflow.worker"]
+        self.bucket_roles = {"roles/storage.objectAdmin": f"serviceAccount:{ACCOUNT}"}
         self.locations = {"bucket": "US-CENTRAL1"}
         registry = Registry()
         self.images = registry.labels
@@ -82,7 +84,7 @@ class Project:
             Api("serviceusage", "v1", services_batchGet=self._services),
             Api(
                 "storage", "v1", buckets_get=self._bucket,
-                buckets_testIamPermissions=self._test_bucket,
+                buckets_testIamPermissions=self._test_bucket, buckets_getIamPolicy=self._bucket_policy,
             ),
             registry,
             *more,
@@ -112,6 +114,12 @@ class Project:
         if self.roles is None:
             raise Refusal(403, "The caller does not have permission", "PERMISSION_DENIED")
         return {"bindings": [{"role": role, "members": [f"serviceAccount:{ACCOUNT}"]} for role in self.roles]}
+
+    def _bucket_policy(self, found, body):
+        self._bucket(found, body)
+        if self.bucket_roles is None:
+            raise Refusal(403, "no storage.buckets.getIamPolicy", "forbidden")
+        return {"bindings": [{"role": role, "members": [member]} for role, member in self.bucket_roles.items()]}
 
     def _bucket(self, found, body):
         if found["bucket"] not in self.locations:

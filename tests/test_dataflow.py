@@ -163,10 +163,38 @@ def test_a_service_account_without_a_role_is_refused_or_warned_of_where_that_can
     project.roles = ["roles/viewer"]
     with pytest.raises(UserError, match="as whom the machines run, has not roles/dataflow.worker in project a-project"):
         prepared()
+    project.roles = ["roles/viewer", "projects/a-project/roles/mine"]
+    prepared()
+    assert "has not roles/dataflow.worker in project a-project: gcloud" in caplog.text
+    assert "--condition=None, unless projects/a-project/roles/mine will do" in caplog.text
     project.roles = None
     prepared()
     assert "WARNING: whether " in caplog.text
-    assert "has roles/dataflow.worker could not be looked up" in caplog.text
+    assert "has roles/dataflow.worker in project a-project could not be looked up" in caplog.text
+
+
+def test_a_service_account_that_may_not_write_to_the_bucket_is_refused(project, caplog):
+    project.bucket_roles = {
+        "roles/storage.objectAdmin": "user:me",
+        "roles/storage.legacyObjectOwner": "projectEditor:x",
+    }
+    with pytest.raises(
+        UserError,
+        match="has not roles/storage.objectAdmin on gs://bucket: gcloud storage buckets add-iam-policy-binding "
+        "gs://bucket --member=serviceAccount:.* --role=roles/storage.objectAdmin --condition=None",
+    ):
+        prepared()
+    project.bucket_roles["roles/storage.legacyObjectOwner"] = f"projectEditor:{PROJECT}"
+    with pytest.raises(UserError, match="has not roles/storage.objectAdmin on gs://bucket"):
+        prepared()
+    project.roles = ["roles/editor"]
+    prepared()
+    project.roles, project.bucket_roles = ["roles/dataflow.worker", "roles/storage.admin"], {}
+    prepared()
+    project.bucket_roles = None
+    prepared()
+    assert "WARNING: whether " in caplog.text
+    assert "has roles/storage.objectAdmin on gs://bucket could not be looked up" in caplog.text
 
 
 @pytest.mark.parametrize(

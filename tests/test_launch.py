@@ -59,12 +59,14 @@ def running(tmp_path_factory, compact_dataset):
 def project(running):
     """A project in which all is as it should be, for a test to change."""
     before = copy.deepcopy(running.permissions), running.compute.quotas, running.compute.global_quotas
+    bucket_roles = running.bucket_roles
     running.images.clear()
     prepare(running)
     for each in (running.compute.calls, running.compute.made, running.compute.deleted, running.logging.entries):
         each.clear()
     yield running
     running.permissions, running.compute.quotas, running.compute.global_quotas = before
+    running.bucket_roles = bucket_roles
     running.disabled = set()
     running.compute.late = 0
     running.compute.errors, running.compute.refusals, running.compute.unreachable = [], {}, ()
@@ -240,10 +242,19 @@ def test_machines_that_could_not_delete_themselves_are_refused(project, capsys):
         f"error: {ACCOUNT}, as whom the machines run, has not roles/compute.instanceAdmin.v1 in project a-project: "
     )
     assert requested(project.compute) == {}
+    project.roles, project.bucket_roles = ["roles/compute.admin", "roles/logging.admin"], {}
+    assert launched("--machine=e2-standard-4") == 1
+    assert f"{ACCOUNT}, as whom the machines run, has not roles/storage.objectAdmin on gs://bucket: " in error_of(
+        capsys
+    )
+    assert requested(project.compute) == {}
     project.roles = None
     assert launched("--machine=e2-standard-4", "--dry_run") == 0
     told = capsys.readouterr().err
-    assert f"WARNING: whether {ACCOUNT} has roles/compute.instanceAdmin.v1 could not be looked up: " in told
+    assert (
+        f"WARNING: whether {ACCOUNT} has roles/compute.instanceAdmin.v1 in project a-project could not be looked up: "
+        in told
+    )
     assert "; it needs it\n" in told
 
 
@@ -279,6 +290,11 @@ def test_an_api_that_is_not_enabled(project, capsys):
             ["--spot"],
             "4 PREEMPTIBLE_NVIDIA_A100_GPUS in us-central1, 0 of them are in use",
         ),
+        (
+            {"NVIDIA_A100_GPUS": (0, 0), "PREEMPTIBLE_NVIDIA_A100_GPUS": (8, 0)},
+            ["--max_hours=168"],  # longer than a week, with what is added at the end
+            "0 NVIDIA_A100_GPUS in us-central1, 0 of them are in use",
+        ),
         ({"GPUS_ALL_REGIONS": (4, 0)}, [], "4 GPUS_ALL_REGIONS, 0 of them are in use, and 8 are needed"),
     ],
 )
@@ -303,6 +319,14 @@ def test_a_full_quota_is_seen_before_anything_is_made(project, capsys, quotas, o
 def test_a_quota_with_room_is_no_obstacle(project, quotas, machine):
     project.compute.quotas = quotas
     assert launched(f"--machine={machine}", "--spot", "--dry_run") == 0
+
+
+def test_of_h100_the_api_shows_one_quota_alone(project, capsys):
+    project.compute.quotas = {"PREEMPTIBLE_NVIDIA_H100_GPUS": (4, 0)}
+    assert launched("--machine=a3-highgpu-8g", "--dry_run") == 0
+    capsys.readouterr()
+    assert launched("--machine=a3-highgpu-8g", "--spot", "--dry_run") == 1
+    assert "may use 4 PREEMPTIBLE_NVIDIA_H100_GPUS in us-central1" in error_of(capsys)
 
 
 @pytest.mark.parametrize("weights", ["none", "imagenet"])

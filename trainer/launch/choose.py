@@ -15,7 +15,7 @@ from pipeline import gs, manifest
 from pipeline.errors import UsageError, UserError
 from trainer import loop, replicas, workdir
 from trainer.checkpoints import Checkpoints
-from trainer.launch.job import Job, check_directory
+from trainer.launch.job import GRACE, Job, check_directory
 from trainer.models import extractor
 
 _LOGGER = logging.getLogger(__name__)
@@ -93,11 +93,13 @@ def choose(api: Api, compute: Compute, wishes: Wishes, config: ConfigDict, data:
     checks.check_account(api, account)
     roles = checks.find_roles(api, project, account)
     for each in _ACCOUNT_ROLES:
-        roles.check(each)
-    roles.look_for(_IMAGE_ROLES)  # which it may have on the repository alone
+        roles.require(each)
+    checks.check_account_objects(api, gs.split(work_dir)[0], project, roles)
+    roles.warn_without(_IMAGE_ROLES)  # which it may have on the repository alone
     image = wishes.image or f"{region}-docker.pkg.dev/{project}/koalarization/trainer:main"
     if machine.gpus:
-        quotas.check_gpus(compute, region, machine.gpu_type, wishes.count * machine.gpus, wishes.spot)
+        hours = wishes.max_hours + GRACE.total_seconds() / 3600
+        quotas.check_gpus(compute, region, machine.gpu_type, wishes.count * machine.gpus, wishes.spot, hours)
     return Job(
         workdir=work_dir, project=project, zone=zone, machine=machine, count=wishes.count, spot=wishes.spot,
         end=datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=wishes.max_hours),
