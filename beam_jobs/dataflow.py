@@ -164,8 +164,7 @@ def _bring_code(api: Api, options: PipelineOptions, job: str, needs_image: bool)
 def machine_cores(machine: str) -> int | None:
     """The cores of a type of machine, by its name: 4 of e2-standard-4; None, where that does not say."""
     custom = re.search(r"(?:^|-)custom-(\d+)-\d+(?:-ext)?$", machine)
-    # Those of a kind with GPUs, as a2 and g2, count these in their names.
-    named = custom or re.fullmatch(r"(?!a\d|g\d)[a-z0-9-]+-(\d+)(?:-[a-z]+)?", machine)
+    named = custom or re.fullmatch(r"[a-z0-9-]+-(\d+)(?:-[a-z]+)?", machine)  # of a2-highgpu-1g it is the GPUs
     return int(named[1]) if named else None
 
 

@@ -201,7 +201,7 @@ def test_a_service_account_that_may_not_write_to_the_bucket_is_refused(project, 
     ("machine", "cores"),
     [
         ("e2-standard-4", 4), ("n2-custom-8-16384", 8), ("custom-4-8192", 4), ("n2-custom-6-98304-ext", 6),
-        ("c3-standard-22-lssd", 22), ("a2-highgpu-1g", None), ("e2-medium", None), ("g2-standard-12", None),
+        ("c3-standard-22-lssd", 22), ("a2-highgpu-1g", None), ("e2-medium", None), ("g2-standard-12", 12),
     ],
 )  # fmt: skip
 def test_the_cores_of_a_machine(machine, cores):
