@@ -42,7 +42,7 @@ def programs(tmp_path, monkeypatch):
 
 
 def git(*arguments):
-    return subprocess.run(["git", *arguments], capture_output=True, text=True).stdout.splitlines()
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 @pytest.mark.skipif(not Path(".git").exists(), reason="this is no checkout of git")
