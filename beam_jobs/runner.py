@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from beam_jobs import counters, engine, gcs
 from beam_jobs.quiet import quiet, user_error
-from pipeline import gs
+from pipeline import cli, gs
 from pipeline.cli import Terminated
 from pipeline.errors import UsageError, UserError, one_line
 
@@ -88,9 +88,9 @@ def parse_options(argv: Sequence[str]) -> PipelineOptions:
     template = options.view_as(GoogleCloudOptions).template_location
     if template and not is_dataflow(options):
         raise UsageError(f"--template_location={template} is for --runner=DataflowRunner")
-    empty = [argument for argument in argv if re.fullmatch(r"--\w+=", argument)]
+    empty = [argument[2:-1] for argument in argv if re.fullmatch(r"--\w+=", argument)]
     if empty and not template:  # Dataflow's launcher leaves some empty
-        raise UsageError(f"{empty[0]} is empty; give it a value, or leave it out")
+        raise cli.empty(empty[0])
     if options.view_as(TestOptions).dry_run:
         raise UsageError("--dry_run is not to be had of this job")
     if workers < 0:

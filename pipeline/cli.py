@@ -233,7 +233,12 @@ def _check_empty(values: flags.FlagValues) -> None:
     """
     for name in values:
         if values[name].present and values[name].value == "":
-            raise UsageError(f"--{name}= is empty; give it a value, or leave it out")
+            raise empty(name)
+
+
+def empty(name: str) -> UsageError:
+    """What is said of an option without a value."""
+    return UsageError(f"--{name}= is empty; give it a value, or leave it out")
 
 
 def _check_unknown(rest: Sequence[str], values: flags.FlagValues) -> None:

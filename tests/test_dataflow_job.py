@@ -121,11 +121,15 @@ def test_a_job_that_fails_is_one_line(cloud, failure, line):
     assert told.splitlines()[-1].startswith(line)
 
 
+def pushed(cloud, tag, beam, python):
+    """The name of an image of these versions."""
+    name = f"{PROJECT}/koalarization/beam:{tag}"
+    cloud.project.images[name] = {"org.koalarization.beam": beam, "org.koalarization.python": python}
+    return f"us-central1-docker.pkg.dev/{name}"
+
+
 def test_a_job_with_an_image_of_its_own_runs_it_and_has_no_code_staged(cloud):
-    image = f"us-central1-docker.pkg.dev/{PROJECT}/koalarization/beam:main"
-    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    labels = {"org.koalarization.beam": version.__version__, "org.koalarization.python": python}
-    cloud.project.images[image.partition("/")[2]] = labels
+    image = pushed(cloud, "main", version.__version__, f"{sys.version_info[0]}.{sys.version_info[1]}")
     cloud.dataflow.failure = "no engine for images here"
     assert submit(cloud, "--output=gs://bucket/by-image", f"--sdk_container_image={image}")[0] == 1
     job = cloud.dataflow.jobs[-1]
@@ -137,9 +141,7 @@ def test_a_job_with_an_image_of_its_own_runs_it_and_has_no_code_staged(cloud):
 
 def test_nothing_is_submitted_of_a_job_that_is_refused(cloud):
     before = len(cloud.dataflow.jobs)
-    image = f"us-central1-docker.pkg.dev/{PROJECT}/koalarization/beam:old"
-    labels = {"org.koalarization.beam": "2.50.0", "org.koalarization.python": "3.11"}
-    cloud.project.images[image.partition("/")[2]] = labels
+    image = pushed(cloud, "old", "2.50.0", "3.11")
     for option, said in (
         (f"--sdk_container_image={image}", "has Beam 2.50.0 and Python 3.11, this program has"),
         ("--region=europe-west4", "gs://bucket lies in us-central1, but the work would be done in europe-west4"),

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from cloud.compute import Machine
 from pipeline import cli, config
+from pipeline.errors import UserError
 from tests import cloud_storage
 from tests.google_apis import Refusal
 from tests.google_compute import IMAGE, ZONES, Compute, Logging, prepare
@@ -59,14 +60,13 @@ def running(tmp_path_factory, compact_dataset):
 def project(running):
     """A project in which all is as it should be, for a test to change."""
     before = copy.deepcopy(running.permissions), running.compute.quotas, running.compute.global_quotas
-    bucket_roles = running.bucket_roles
+    before += (running.bucket_roles,)
     running.images.clear()
     prepare(running)
     for each in (running.compute.calls, running.compute.made, running.compute.deleted, running.logging.entries):
         each.clear()
     yield running
-    running.permissions, running.compute.quotas, running.compute.global_quotas = before
-    running.bucket_roles = bucket_roles
+    running.permissions, running.compute.quotas, running.compute.global_quotas, running.bucket_roles = before
     running.disabled = set()
     running.compute.late = 0
     running.compute.errors, running.compute.refusals, running.compute.unreachable = [], {}, ()
@@ -424,6 +424,7 @@ def test_a_zone_that_cannot_be_seen_is_not_taken_for_an_empty_one(project, capsy
         capsys.readouterr()
         assert again() == 1
         assert "zones/us-central1-a: us-central1-a is not reachable; try again" in error_of(capsys)
+    assert len(project.compute.made) == len(project.compute.templates) == 1
     assert list(project.compute.groups) == [(ZONE, NAME)]
     assert command("status", f"--workdir={RUN}") == 0
     assert "WARNING: there may be others, which cannot be seen: zones/us-central1-a: us" in capsys.readouterr().err
@@ -464,6 +465,20 @@ def test_machines_that_are_not_heard_are_deleted(project, capsys, monkeypatch):
     assert (project.compute.groups, project.compute.templates) == ({}, {})
 
 
+def test_logs_that_do_not_answer_for_a_while_cost_no_machines(project, capsys, monkeypatch):
+    answers, since = ["a quota is full", "not now"], machines.Logs.since
+
+    def answer(logs, moment):
+        if answers:
+            raise UserError(answers.pop())
+        return since(logs, moment)
+
+    monkeypatch.setattr(machines.Logs, "since", answer)
+    assert launched("--machine=e2-standard-4") == 0
+    assert answers == []
+    assert list(project.compute.groups) == [(ZONE, NAME)]
+
+
 def test_a_launch_by_whom_may_not_read_logs_says_so(project, capsys):
     project.logging.hidden = Refusal(403, "not for you")
     assert launched("--machine=e2-standard-4") == 0
@@ -492,6 +507,7 @@ def test_a_launch_that_comes_second_leaves_the_first_ones_machines(project, caps
         project.compute.refusals[f"compute.{method}"] = REFUSALS[method]
     assert launched("--machine=e2-standard-4", f"--zone={zone}") == 1
     said = error_of(capsys)
+    assert said
     if not method:
         assert ("; try again in some minutes" if zone == ZONE else "; wait for them, or stop them") in said
     assert (list(project.compute.groups), list(project.compute.templates)) == ([(ZONE, NAME)], templates)

@@ -182,26 +182,21 @@ def _stop(argv: Sequence[str]) -> None:
 
 def _nothing_there(compute: Compute, directory: str | None) -> str:
     """Says that no machines train in a directory, or anywhere, and where they do: a name may be mistyped."""
-    others = sorted(group.description for group in compute.groups(f"{job.PREFIX}.*")[0])
+    others = sorted(group.description for group in compute.groups(f"{job.PREFIX}.*")[0]) if directory else []
     where = f"; they do in {', '.join(others)}" if others else ""
     return f"no machines train in {directory or f'project {compute.project}'}{where}"
 
 
 def _log_in(project: str | None) -> tuple[Api, Compute]:
-    """Google's APIs, and Compute Engine in the project that pays."""
-    api = Api()
-    return api, Compute(_project(api, project), api.credentials)
-
-
-def _project(api: Api, project: str | None) -> str:
-    """The project that pays.
+    """Google's APIs, and Compute Engine in the project that pays.
 
     Raises:
         UsageError: none is named, and the credentials come with none.
     """
+    api = Api()
     if not (found := project or api.project):
         raise UsageError("--project is missing: the ID of the Google Cloud project that pays for the machines")
-    return found
+    return api, Compute(found, api.credentials)
 
 
 def _flags() -> flags.FlagValues:

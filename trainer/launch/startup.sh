@@ -45,6 +45,7 @@ log() {
 
 say() { log "$1" || true; }
 
+# The first that the launch hears; roles may take minutes until they hold.
 announce() {
   local began=$SECONDS
   until log "machine ${name##*-} of $count starts"; do
