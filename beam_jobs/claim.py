@@ -1,13 +1,16 @@
 """One job at a time: a directory is claimed by a file that says who works there, and that they still do.
 
-The owner writes the time into the file every few seconds. A claim is stale when its process is known to be gone, or has
-not been heard of for two minutes: another job may then take it over. Should the first one be alive after all, both
-write the same bytes: a job of other settings is refused before it writes anything.
+On a local disk the folder is locked while a claim is looked at and written; on Cloud Storage a claim is written only in
+place of the very one that was looked at. The owner writes the time into the file every few seconds. A claim is stale
+when its process is known to be gone, or has not been heard of for two minutes: another job may then take it over.
+Should the first one be alive after all, both write the same bytes: a job of other settings is refused before it writes
+anything.
 """
 
 import contextlib
 import dataclasses
 import fcntl
+import logging
 import os
 import socket
 import threading
@@ -19,12 +22,12 @@ import msgspec
 from apache_beam.io.filesystems import FileSystems
 
 from beam_jobs import storage
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 
+_LOGGER = logging.getLogger(__name__)
 FILE_NAME = "claim.json"
 _BEAT_SECONDS = 10.0
 _STALE_SECONDS = 120.0
-_SETTLE_SECONDS = 2.0  # for two jobs that start at once on remote storage, where no file can be created exclusively
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,21 +65,25 @@ def claim(directory: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        with _alone(path):
-            if _read(path, own.job) == own.job:
-                storage.delete(path)
+        _leave(path, own)
 
 
 def _take(path: str, own: _Claim) -> None:
     with _alone(path):
-        before = _load(path)
+        before, version = _load(path)
         if before is not None and not before.is_stale():
             raise _taken(path, before)
-        _write(path, own)
-    if "://" in path:
-        time.sleep(_SETTLE_SECONDS)
-        if (now := _load(path)) and now.job != own.job:
-            raise _taken(path, now)
+        if not _write(path, own, version):
+            raise _taken(path, _load(path)[0])
+
+
+def _leave(path: str, own: _Claim) -> None:
+    try:
+        with _alone(path):
+            if (found := _load(path)[0]) and found.job == own.job:
+                storage.delete(path)
+    except (OSError, UserError) as error:  # what the block has done is done
+        _LOGGER.warning("WARNING: %s cannot be deleted, which keeps others off for a while: %s", path, one_line(error))
 
 
 @contextlib.contextmanager
@@ -96,29 +103,38 @@ def _alone(path: str) -> Iterator[None]:
 def _beat(path: str, own: _Claim, done: threading.Event) -> None:
     while not done.wait(_BEAT_SECONDS):
         with contextlib.suppress(OSError, UserError), _alone(path):  # storage that fails now may answer in time
-            if _read(path, own.job) == own.job:
-                _write(path, dataclasses.replace(own, seen=time.time()))
+            found, version = _load(path)
+            if found is None or found.job == own.job:
+                _write(path, dataclasses.replace(own, seen=time.time()), version)
 
 
-def _read(path: str, default: str) -> str:
-    found = _load(path)
-    return default if found is None else found.job
+def _load(path: str) -> tuple[_Claim | None, int]:
+    """A claim, if there is one, and the version of its file.
 
-
-def _load(path: str) -> _Claim | None:
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
-        return msgspec.json.decode(storage.read_text(path), type=_Claim)
-    except (OSError, msgspec.DecodeError):  # none, or what no job has written
-        return None
+        content, version = storage.read_version(path)
+    except FileNotFoundError:
+        return None, 0
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}; start the job again") from error
+    try:
+        return msgspec.json.decode(content, type=_Claim), version
+    except ValueError:  # what no job has written
+        return None, version
 
 
-def _write(path: str, own: _Claim) -> None:
-    with storage.create(path) as file:
-        file.write(msgspec.json.encode(own))
+def _write(path: str, own: _Claim, version: int) -> bool:
+    return storage.replace(path, msgspec.json.encode(own), version)
 
 
-def _taken(path: str, owner: _Claim) -> UserError:
-    seen, directory = max(0, round(time.time() - owner.seen)), os.path.dirname(os.path.dirname(path))
+def _taken(path: str, owner: _Claim | None) -> UserError:
+    directory = os.path.dirname(os.path.dirname(path))
+    if owner is None:
+        return UserError(f"{directory}: another job began there at this moment, and has ended; try again")
+    seen = max(0, round(time.time() - owner.seen))
     return UserError(
         f"{directory} is being written by process {owner.process} on {owner.host}, last seen {seen} s ago; wait "
         f"for it or stop it (a job that is gone is noticed after {_STALE_SECONDS:.0f} s at most)"

@@ -147,6 +147,33 @@ def _read(blob: "Blob", offset: int, length: int) -> bytes:
         return b""
 
 
+def read_generation(path: str) -> tuple[bytes, int]:
+    """The content of a small object, and which of all that ever had its name it is."""
+    blob = _blob(path)
+    return blob.download_as_bytes(), blob.generation
+
+
+def replace(path: str, content: bytes, generation: int) -> bool:
+    """Writes a small object if that of its name is still of a generation, 0 for none; else False, and nothing is done.
+
+    Args:
+        path: of the object.
+        content: which nobody else writes.
+        generation: that was seen.
+    """
+    from google.cloud.exceptions import NotFound, PreconditionFailed
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    try:
+        _blob(path).upload_from_string(content, if_generation_match=generation, retry=DEFAULT_RETRY)
+    except PreconditionFailed:  # perhaps by an upload of ours whose answer was lost
+        try:
+            return read_generation(path)[0] == content
+        except NotFound:
+            return False
+    return True
+
+
 def stat(path: str) -> Status:
     """Looks at an object."""
     blob = _blob(path)

@@ -146,6 +146,45 @@ def read_text(path: str) -> str:
         return file.read().decode(errors="replace")  # a damaged one: for who parses it to say
 
 
+def read_version(path: str) -> tuple[bytes, int]:
+    """The content of a small file, and its version, for `replace`; 0 where none is known.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it cannot be read.
+    """
+    if gs.is_path(path):
+        with _os_errors(path):
+            return gcs.read_generation(path)
+    with open_binary(path) as file:
+        return file.read(), 0
+
+
+def replace(path: str, content: bytes, version: int) -> bool:
+    """Writes a small file; on Cloud Storage only if it is of a version still, of which 0 says that there is none.
+
+    Args:
+        path: of the file.
+        content: which nobody else writes.
+        version: that was seen.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if gs.is_path(path):
+        try:
+            with _os_errors(path):
+                return gcs.replace(path, content, version)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {one_line(error)}; name another directory") from error
+    with create(path) as file:
+        file.write(content)
+    return True
+
+
 def open_binary(path: str) -> BinaryIO:
     """Opens a local or remote file for reading, byte for byte.
 

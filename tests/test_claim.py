@@ -76,8 +76,9 @@ def test_a_claim_of_another_machine_is_stale_when_it_was_not_heard_of(tmp_path, 
             pass
 
 
-def test_what_no_job_wrote_is_in_nobody_s_way(tmp_path):
-    (tmp_path / "claim.json").write_text("")
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[1]"])
+def test_what_no_job_wrote_is_in_nobody_s_way(tmp_path, content):
+    (tmp_path / "claim.json").write_bytes(content)
     with claim(str(tmp_path)):
         assert json.loads((tmp_path / "claim.json").read_text())["process"] == os.getpid()
 
@@ -90,6 +91,19 @@ def test_the_owner_is_heard_of(tmp_path, monkeypatch):
         second = json.loads((tmp_path / "claim.json").read_text())
     assert second["seen"] > first["seen"]
     assert second["job"] == first["job"]
+
+
+def test_a_claim_that_cannot_be_read_or_deleted_is_a_line(tmp_path, monkeypatch, caplog):
+    def fail(path):
+        raise OSError("no route")
+
+    with claim(str(tmp_path)):
+        monkeypatch.setattr(module.storage, "delete", fail)
+    assert "WARNING: " in caplog.text
+    assert "claim.json cannot be deleted, which keeps others off for a while: no route" in caplog.text
+    monkeypatch.setattr(module.storage, "read_version", fail)
+    with pytest.raises(UserError, match=r"claim.json cannot be read: no route; start the job again"):
+        claim(str(tmp_path)).__enter__()
 
 
 def test_a_claim_that_was_taken_over_is_left_to_its_new_owner(tmp_path, monkeypatch):

@@ -5,14 +5,15 @@ import json
 import random
 import subprocess
 import sys
+import threading
 
 import pytest
 from google.cloud.storage import fileio
 
-from beam_jobs import gcs, read_ahead, sources, storage
+from beam_jobs import claim, gcs, read_ahead, sources, storage
 from pipeline.errors import UsageError, UserError
 from tests import cloud_storage, helpers
-from tests.programs import error_of, run_preprocess
+from tests.programs import error_of, run_preprocess, until
 
 BUCKET = "bucket"
 
@@ -100,6 +101,53 @@ def test_a_write_that_fails_is_not_finished_by_what_collects_garbage(cloud, monk
         fail()
     gc.collect()
     assert storage.names(f"gs://{BUCKET}") == set()
+
+
+def test_of_jobs_that_start_at_once_one_gets_the_directory(cloud, monkeypatch):
+    """Requests fail, so that an answer to a claim that was written may be lost."""
+    monkeypatch.setattr(claim.socket, "gethostname", lambda: str(threading.get_ident()))  # each on its own machine
+    write("data/claim.json", b'{"job": "a", "host": "b", "process": 1, "started": "", "seen": 0}')
+    cloud.faults.share = 0.03
+    winners, refused = [], []
+    start, stop = threading.Barrier(8), threading.Event()
+
+    def attempt():
+        start.wait()
+        try:
+            with claim.claim(f"gs://{BUCKET}/data"):
+                winners.append(1)
+                stop.wait()
+        except UserError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=attempt) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(refused) == 7)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert len(winners) == 1
+    assert all("is being written by process" in line for line in refused), refused
+    assert storage.names(f"gs://{BUCKET}/data") == set()
+
+
+def test_an_object_is_replaced_only_if_it_is_the_one_that_was_seen(cloud, monkeypatch):
+    path = f"gs://{BUCKET}/a"
+    with pytest.raises(FileNotFoundError):
+        storage.read_version(path)
+    assert storage.replace(path, b"first", 0)
+    content, version = storage.read_version(path)
+    assert content == b"first"
+    assert not storage.replace(path, b"second", 0)
+    assert storage.replace(path, b"second", version)
+    assert not storage.replace(path, b"third", version)
+    assert storage.replace(path, b"second", version)  # as one whose answer was lost
+    assert storage.read_text(path) == "second"
+    storage.delete(path)
+    assert not storage.replace(path, b"third", version)
+    with pytest.raises(UserError, match="gs://no-bucket/a cannot be written: .*404"):
+        storage.replace("gs://no-bucket/a", b"", 0)
 
 
 def test_names_of_buckets(cloud):
