@@ -294,6 +294,12 @@ class CloudStorage:
         for blob in self.client().list_blobs(bucket):
             blob.delete()
 
+    def upload(self, folder, bucket, prefix):
+        """Copies the files below a local folder to objects whose names begin with a prefix."""
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self.client().bucket(bucket).blob(f"{prefix}{path.relative_to(folder)}").upload_from_filename(path)
+
     def download(self, bucket, prefix, folder):
         """Copies the objects whose names begin with a prefix to a local folder."""
         for blob in self.client().list_blobs(bucket, prefix=prefix):

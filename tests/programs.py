@@ -62,8 +62,8 @@ def chromium(*arguments):
         browser.quit()
 
 
-def until(condition, seconds=180):
-    """What a condition gives once it is true, within some seconds."""
+def until(condition, seconds=180, pause=0.5):
+    """What a condition gives once it is true, within some seconds; between looks at it is a pause, in seconds."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -72,7 +72,7 @@ def until(condition, seconds=180):
         except OSError:  # it does not listen yet
             pass
         assert time.monotonic() < end
-        time.sleep(0.5)
+        time.sleep(pause)
 
 
 def serve_study(folder, port):

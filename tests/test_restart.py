@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import manifest
+from tests import cloud_storage
 from tests.helpers import encoded, noise
-from tests.programs import content, error_of, run_preprocess
+from tests.programs import content, error_of, run_preprocess, until
 
 OPTIONS = ("--config.dataset.layout=compact", "--config.dataset.train_shards=7")
 
@@ -169,6 +170,55 @@ def test_killed_and_started_again_the_bytes_are_the_same(sources, compact_datase
     expected = content(Path(compact_dataset.directory))
     argv = (*sources, *OPTIONS, f"--direct_running_mode={mode}", "--direct_num_workers=2")
     kill_and_restart(argv, expected, tmp_path / "out", kills=2, seed=1)
+
+
+@pytest.mark.slow
+def test_on_cloud_storage_a_job_is_alone_goes_on_after_a_kill_and_overwrites_only_when_told(
+    sources, compact_dataset, tmp_path
+):
+    """While requests fail in every way, so that claims and reports are written more than once."""
+    with cloud_storage.running(tmp_path, "bucket") as cloud:
+        cloud.faults.share = 0.01
+        command = [sys.executable, "-m", "beam_jobs.preprocess", "--config=configs/demo.py", *sources, *OPTIONS]
+        command += ["--output=gs://bucket/data"]
+        options = {"env": {**os.environ, **cloud.environment}, "stderr": subprocess.PIPE, "text": True}
+
+        def generations(ending=""):
+            found = cloud.client().list_blobs("bucket", prefix="data/")
+            return {blob.name[5:]: blob.generation for blob in found if blob.name.endswith(ending)}
+
+        with subprocess.Popen(command, start_new_session=True, **options) as first:
+            until(lambda: generations("claim.json"), pause=0.01)
+            os.killpg(first.pid, signal.SIGSTOP)
+            second = subprocess.run(command, **options)
+            assert second.returncode == 1
+            (line,) = second.stderr.splitlines()
+            assert line.startswith(f"error: gs://bucket/data is being written by process {first.pid} on ")
+            os.killpg(first.pid, signal.SIGCONT)
+            until(lambda: generations(".tfrecord.json"), pause=0.01)
+            os.killpg(first.pid, signal.SIGKILL)
+        stood = generations(".tfrecord")
+        whole = {name: stood[name] for name in stood if generations(f"/{name}.json")}
+        assert whole
+        assert not generations("dataset.json")
+        rest = subprocess.run(command, **options)
+        assert rest.returncode == 0, rest.stderr
+        assert f"goes on: {len(stood)} of 9 shards stand in gs://bucket/data" in rest.stderr
+        assert whole.items() <= generations(".tfrecord").items()
+        cloud.download("bucket", "data/", tmp_path / "copy")
+        assert content(tmp_path / "copy") == content(Path(compact_dataset.directory))
+        assert not generations((".tmp", "claim.json"))
+
+        other = [*command, "--config.dataset.train_shards=3"]
+        refused = subprocess.run(other, **options)
+        assert refused.returncode == 1
+        assert "--output=gs://bucket/data holds another dataset: " in refused.stderr.splitlines()[-1]
+        assert len(generations(".tfrecord")) == 9
+        anew = subprocess.run([*other, "--overwrite"], **options)
+        assert anew.returncode == 0, anew.stderr
+        names = sorted(generations(".tfrecord"))
+        assert names[:-2] == [f"train-0000{number}-of-00003.tfrecord" for number in range(3)]
+        assert len(generations(".tfrecord.json")) == 3 + 2
 
 
 @pytest.mark.parametrize("mode", ["multi_threading", "multi_processing"])

@@ -1,6 +1,9 @@
 """TF-Slim's checkpoint in Keras's model, against the network written out once more after Szegedy et al. (2016)."""
 
+import os
 import re
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline.errors import UserError
+from tests import cloud_storage
 from trainer.models import extractor
 
 CLASSES = 1001
@@ -95,6 +99,12 @@ def reference(inputs):
     return network
 
 
+LOAD = """
+import sys
+from trainer.models import extractor
+print(sum(float(abs(each).sum()) for each in extractor.create(sys.argv[1], int(sys.argv[2])).get_weights()))
+"""
+
 UNUSED = {"InceptionResnetV2/AuxLogits/Logits/weights": np.zeros((768, CLASSES)), "global_step": np.int64(7)}
 
 
@@ -117,6 +127,18 @@ def test_the_scores_are_those_of_the_network_that_the_weights_belong_to(version,
     found = model(inputs, training=False).numpy()
     assert found.std() > 0.1
     np.testing.assert_allclose(found, reference.expected, rtol=1e-3, atol=1e-3 * np.abs(reference.expected).max())
+
+
+def test_a_checkpoint_on_cloud_storage(reference, tmp_path):
+    model = extractor.create(save(tmp_path / "saved/model.ckpt", reference.variables), CLASSES)
+    with cloud_storage.running(tmp_path, "bucket") as cloud:
+        cloud.upload(tmp_path / "saved", "bucket", "slim/")
+        result = subprocess.run(
+            [sys.executable, "-c", LOAD, "gs://bucket/slim/model.ckpt", str(CLASSES)],
+            env={**os.environ, **cloud.environment}, capture_output=True, text=True,
+        )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) == sum(float(abs(each).sum()) for each in model.get_weights())
 
 
 def without(variables, name):

@@ -3,6 +3,7 @@
 import os
 import signal
 import struct
+import subprocess
 import sys
 import urllib.request
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from pipeline import cli, color, image
-from tests.helpers import Terminal, encoded, noise, soft, write_study
+from tests import cloud_storage
+from tests.helpers import TINY, Terminal, encoded, noise, soft, write_study
 from tests.programs import Participant, error_of, free_ports, serve_study
 from trainer.study import __main__ as study
 from trainer.study import make, manifest
@@ -55,6 +57,20 @@ def test_two_versions_that_differ_in_color_alone(run, finished, tmp_path):
         assert np.abs(lab[..., 1:] - other[..., 1:]).mean() > 2
         for name in (pair.real, pair.predicted):
             assert set(chunks(pictures[name])) == {b"IHDR", b"IDAT", b"IEND"}
+
+
+def test_of_a_run_and_pictures_on_cloud_storage(finished, tmp_path):
+    with cloud_storage.running(tmp_path, "bucket") as cloud:
+        cloud.upload(finished[0], "bucket", "run/")
+        cloud.client().bucket("bucket").blob("photos/a.png").upload_from_string(encoded(noise(20, 20)))
+        command = [sys.executable, "-c", TINY.format("trainer.study.__main__"), "make", "--workdir=gs://bucket/run"]
+        command += [f"--output={tmp_path}/S", "gs://bucket/photos/a.png"]
+        environment = {**os.environ, **cloud.environment}
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    found, pictures = made(tmp_path / "S")
+    assert [pair.path for pair in found.pairs] == ["gs://bucket/photos/a.png"]
+    assert np.array_equal(image.decode(pictures[found.pairs[0].real]), noise(20, 20))
 
 
 def test_names_tell_nothing(run, tmp_path):

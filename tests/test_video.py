@@ -1,4 +1,6 @@
+import os
 import struct
+import subprocess
 import sys
 from fractions import Fraction
 
@@ -8,7 +10,8 @@ import pytest
 
 import trainer
 from pipeline import cli, color
-from tests.helpers import encoded, noise, write_video
+from tests import cloud_storage
+from tests.helpers import TINY, encoded, noise, write_video
 from trainer import colorize, video
 
 
@@ -56,6 +59,28 @@ def test_frames_times_and_sound(run, tmp_path, capsys):
         assert np.ptp(colored.astype(int), axis=-1).max() > 4  # not gray
     assert sound(result) == sound(source)
     assert "1 of 1 files are in" in capsys.readouterr().err
+
+
+def test_on_cloud_storage(finished, tmp_path):
+    """Run, video and what comes out of it; the same as on the disk."""
+    write_video(tmp_path / "clip.mp4", ramp(5), sound="aac")
+    here = tmp_path / "here/clip.mp4"
+    program = [sys.executable, "-c", TINY.format("trainer.colorize")]
+    with cloud_storage.running(tmp_path, "bucket") as cloud:
+        cloud.upload(finished[0], "bucket", "run/")
+        cloud.client().bucket("bucket").blob("clip.mp4").upload_from_filename(tmp_path / "clip.mp4")
+        for arguments in (
+            (f"--workdir={finished[0]}", f"--output={here.parent}", str(tmp_path / "clip.mp4")),
+            ("--workdir=gs://bucket/run", "--output=gs://bucket/out", "gs://bucket/clip.mp4"),
+        ):
+            environment = {**os.environ, **cloud.environment}
+            result = subprocess.run([*program, *arguments], env=environment, capture_output=True, text=True)
+            assert result.returncode == 0, result.stderr
+        cloud.download("bucket", "out/", tmp_path / "there")
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["clip.mp4"]
+    for (first, _), (second, _) in zip(frames(here), frames(tmp_path / "there/clip.mp4"), strict=True):
+        assert np.array_equal(first, second)
+    assert sound(here) == sound(tmp_path / "there/clip.mp4")
 
 
 def test_times_that_are_not_even(run, tmp_path):
