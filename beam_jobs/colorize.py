@@ -39,7 +39,8 @@ from beam_jobs.picture_writer import (
 )
 from pipeline import cli, manifest
 from pipeline.errors import UserError
-from trainer import colorizer
+from trainer import colorizer, workdir
+from trainer.models import extractor
 
 _LOGGER = logging.getLogger("beam_jobs.colorize")
 SUMMARY = "colorized.json"
@@ -61,8 +62,10 @@ def main(argv: Sequence[str]) -> None:
     inputs = [sources.parse_source(text) for text in values.source]
     work_dir, output = storage.absolute(values.workdir), storage.absolute(values.output)
     sources.check_outside(output, inputs)
-    read = [work_dir, *(source.path for source in inputs)]
     runner.check_output(options, work_dir)
+    runner.check_credentials(options, work_dir)
+    weights = extractor.find_file(workdir.load(work_dir)[0].model)
+    read = [work_dir, *([weights] if weights else []), *(source.path for source in inputs)]
     runner.prepare(options, "colorize", output, read, picture_writer.PARTS, needs_image=True)
     runner.check_servers(options)
     sources.check_inputs(inputs)

@@ -28,7 +28,7 @@ from google.api_core.exceptions import GoogleAPICallError
 from google.auth.exceptions import GoogleAuthError
 
 from cloud import checks
-from cloud.api import Api
+from cloud.api import MAY_PASS, Api
 from pipeline import gs
 from pipeline.cli import Terminated
 from pipeline.errors import UsageError, UserError, one_line
@@ -41,9 +41,13 @@ _RECIPE = "docker/beam.Dockerfile"
 _BEAM_IMAGE = re.compile(r"(?:.*/)?beam_python(\d+\.\d+)_sdk:([\w.]+)")
 _SERVICES = ("compute.googleapis.com", "dataflow.googleapis.com", "storage.googleapis.com")
 _USER_PERMISSIONS = dict.fromkeys(
-    [f"dataflow.{each}" for each in ("jobs.cancel", "jobs.create", "jobs.get", "messages.list", "metrics.get")],
+    [
+        f"dataflow.{each}"
+        for each in ("jobs.cancel", "jobs.create", "jobs.get", "jobs.list", "messages.list", "metrics.get")
+    ],
     "roles/dataflow.developer",
 )
+_JOBS = "https://dataflow.googleapis.com/v1b3/projects"
 _WORKER_ROLES = ("roles/dataflow.worker", "roles/editor", "roles/owner")
 _LOOKS, _PAUSE_SECONDS = 20, 30.0  # for a job of which the service does not tell
 _STOP_SECONDS = 300.0  # that workers of a job that was cancelled may take to stop
@@ -64,7 +68,8 @@ def prepare(
 
     Raises:
         UsageError: something is missing or cannot be.
-        UserError: a bucket in another region, a role that is missing, or an image of other versions.
+        UserError: a bucket in another region, a role that is missing, an image of other versions, or a job that writes
+            there already.
     """
     cloud = options.view_as(GoogleCloudOptions)
     _check_paths(options, job, output, paths, needs_image)
@@ -84,8 +89,11 @@ def prepare(
         checks.check_account(api, account)
         roles = checks.find_roles(api, cloud.project, account)
         roles.require(_WORKER_ROLES)
+        if _is_own(options):
+            roles.warn_without(checks.IMAGE_ROLES)  # which it may have on the repository alone
         for name in _written(cloud, output):
             checks.check_account_objects(api, name, cloud.project, roles)
+        _refuse_second(api, cloud)
     _bring_code(api, options, job, needs_image)
     if errors := PipelineOptionsValidator(options, DataflowRunner()).validate():
         raise UsageError(" ".join(errors[0].split()))
@@ -99,8 +107,8 @@ def _check_paths(options: PipelineOptions, job: str, output: str, paths: list[st
         if not gs.is_path(path):
             raise UsageError(f"{path} cannot be reached from Dataflow; copy it to a bucket, and name it as gs://...")
     for name in ("temp_location", "staging_location"):
-        if (path := getattr(cloud, name)) and not gs.has_object(path):
-            raise UsageError(f"--{name}={path} is no directory of a bucket; name one as gs://BUCKET/DIRECTORY")
+        if path := getattr(cloud, name):
+            gs.check_directory(name, path)
 
 
 def _written(cloud: GoogleCloudOptions, output: str) -> list[str]:
@@ -126,9 +134,9 @@ def _check_buckets(api: Api, cloud: GoogleCloudOptions, output: str, paths: list
 def _choose(options: PipelineOptions, job: str, output: str, units: int) -> None:
     cloud, worker = options.view_as(GoogleCloudOptions), options.view_as(WorkerOptions)
     debug = options.view_as(DebugOptions)
-    # Dataflow runs no two jobs of one name at a time: none that writes where another does, whoever asked for that.
+    # Whoever asks for it, there are no two jobs of one name at a time, and so none that writes where another does.
     place = hashlib.blake2b(output.encode(), digest_size=5).hexdigest()
-    cloud.job_name = cloud.job_name or f"koalarization-{job}-{place}"
+    cloud.job_name = cloud.job_name or f"koalarization-{place}"
     version = re.sub(r"[^a-z0-9_-]", "_", beam_version.__version__)
     cloud.labels = ["application=koalarization", f"job={job}", f"beam={version}", *(cloud.labels or [])]
     worker.machine_type = worker.machine_type or _MACHINE
@@ -143,17 +151,56 @@ def _choose(options: PipelineOptions, job: str, output: str, units: int) -> None
     worker.max_num_workers = max(min(_MOST_WORKERS, math.ceil(units / cores)), worker.num_workers or 0)
 
 
+def _refuse_second(api: Api, cloud: GoogleCloudOptions) -> None:
+    """Looks for a job of the same name: Dataflow itself refuses one, but only in its region, and after all is staged.
+
+    Raises:
+        UserError: there is one.
+    """
+    request = {"filter": "ACTIVE", "name": cloud.job_name}
+    token: str | None = ""
+    while token is not None:
+        found = api.get(
+            f"{_JOBS}/{cloud.project}/jobs:aggregated", **request, **({"pageToken": token} if token else {})
+        )
+        for job in found.get("jobs", ()):
+            if job["name"] == cloud.job_name:
+                raise UserError(
+                    f"a job writes there already; wait for it, or cancel it: "
+                    f"{_console(job['id'], job['location'], cloud.project)}"
+                )
+        for place in found.get("failedLocation", ()):
+            _LOGGER.warning("WARNING: whether a job writes there already cannot be seen in %s", place["name"])
+        token = found.get("nextPageToken")
+
+
+def _console(job: str, region: str, project: str) -> str:
+    return f"https://console.cloud.google.com/dataflow/jobs/{region}/{job}?project={project}"
+
+
+def _is_own(options: PipelineOptions) -> bool:
+    """Whether the workers have an image that holds this package."""
+    image = options.view_as(WorkerOptions).sdk_container_image
+    return image is not None and not _BEAM_IMAGE.fullmatch(image)
+
+
 def _bring_code(api: Api, options: PipelineOptions, job: str, needs_image: bool) -> None:
     """Looks at the image of the workers, or has this package staged for Beam's."""
-    image, setup = options.view_as(WorkerOptions).sdk_container_image, options.view_as(SetupOptions)
-    is_own = image is not None and not _BEAM_IMAGE.fullmatch(image)
-    if image:
-        _check_image(api, image)
-    if needs_image and not is_own:
+    worker, setup = options.view_as(WorkerOptions), options.view_as(SetupOptions)
+    if worker.sdk_container_image:
+        _check_image(api, worker.sdk_container_image)
+    if needs_image and not _is_own(options):
         raise UsageError(
             f"--sdk_container_image is missing: the workers of '{job}' need TensorFlow; build docker/trainer.Dockerfile"
         )
-    if is_own or setup.setup_file:
+    if _is_own(options):
+        return
+    if worker.use_public_ips is False:
+        _LOGGER.warning(
+            "WARNING: workers without public addresses can install nothing, unless their network has a Cloud NAT; "
+            "build %s, and name it by --sdk_container_image", _RECIPE,
+        )  # fmt: skip
+    if setup.setup_file:
         return
     setup_file = Path(__file__).resolve().parent.parent / "setup.py"
     if options.view_as(GoogleCloudOptions).template_location or not setup_file.is_file():
@@ -204,7 +251,7 @@ def wait(result: PipelineResult, options: PipelineOptions) -> str:
         UserError: the service tells nothing of it any more.
     """
     cloud = options.view_as(GoogleCloudOptions)
-    console = f"https://console.cloud.google.com/dataflow/jobs/{cloud.region}/{result.job_id()}?project={cloud.project}"
+    console = _console(result.job_id(), cloud.region, cloud.project)
     _LOGGER.info("submitted: %s; Ctrl-C cancels it", console)
     try:
         for _ in range(_LOOKS):
@@ -249,7 +296,9 @@ def explain(error: Exception) -> UserError | None:
             f"a job writes there already: {one_line(error).partition(' If you want')[0]} Wait for it, or cancel it"
         )
     if isinstance(error, (GoogleAPICallError, GoogleAuthError, OSError, RuntimeError)):
-        return UserError(f"Dataflow cannot be given the job, or be asked about it: {one_line(error)}; try again")
+        is_refused = isinstance(error, GoogleAPICallError) and error.code not in MAY_PASS
+        again = "" if is_refused else "; try again"
+        return UserError(f"Dataflow cannot be given the job, or be asked about it: {one_line(error)}{again}")
     return None
 
 

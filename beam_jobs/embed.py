@@ -28,6 +28,7 @@ from pipeline import cli, features, manifest
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
 from trainer import devices, models
+from trainer.models import extractor
 
 _LOGGER = logging.getLogger("beam_jobs.embed")
 
@@ -44,8 +45,8 @@ def main(argv: Sequence[str]) -> None:
     directory = storage.absolute(values.data)
     runner.check_credentials(options, directory)
     shards = sum(len(split.shards) for split in manifest.read(directory, storage.open_binary).splits.values())
-    weights = values.config.model.feature_weights or ""
-    runner.prepare(options, "embed", directory, [weights] if "://" in weights else [], shards, needs_image=True)
+    weights = extractor.find_file(values.config.model)
+    runner.prepare(options, "embed", directory, [weights] if weights else [], shards, needs_image=True)
     runner.check_servers(options)
     embed(directory, values.config, options, values.overwrite)
 
@@ -69,10 +70,10 @@ def embed(directory: str, config: ConfigDict, options: runner.PipelineOptions, o
     start = time.monotonic()
     manifest.read(directory, storage.open_binary)  # before an extractor is built, and before anything is written there
     devices.configure(config.deterministic)
-    extractor = models.create_extractor(config.model, config.seed)
-    extractor.warn_if_random()
-    fingerprint, classes = extractor.fingerprint, extractor.classes
-    del extractor  # the workers build their own
+    built = models.create_extractor(config.model, config.seed)
+    built.warn_if_random()
+    fingerprint, classes = built.fingerprint, built.classes
+    del built  # the workers build their own
     job = JobFolder(directory)
     with job.claimed():
         found = manifest.read(directory, storage.open_binary)

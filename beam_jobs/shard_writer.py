@@ -27,10 +27,11 @@ from pipeline.shards import Shard
 
 @dataclasses.dataclass(frozen=True)
 class ShardReport:
-    """What became of the pictures of one shard; `pictures` is a digest of the references to all of them."""
+    """What became of the pictures of one shard; there are digests of its spec, and of the references to all of them."""
 
     shard: Shard
     info: ShardInfo
+    spec: str
     pictures: str
     written: dict[str, int]
     rejects: list[Reject]
@@ -70,6 +71,8 @@ class WriteShard(beam.DoFn):
         refs.sort(key=lambda ref: (self._spec.partition.place(ref.key).rank, ref.key, ref.path, ref.offset))
         name, pictures = self._spec.partition.file_name(shard), sources.digest(refs)
         report = self._job.read_report(name, ShardReport)
+        if report is not None and report.spec != self._spec.digest():  # of a job that was thought to be gone
+            report = None
         if report is not None and report.pictures != pictures:
             if not self._overwrite:
                 raise UserError(
@@ -106,7 +109,7 @@ class WriteShard(beam.DoFn):
                     colors.add(record.ab)
         counters.count("converted", len(refs))
         info = ShardInfo.of(name, writer)
-        return ShardReport(shard, info, pictures, dict(written), rejected, colors.result())
+        return ShardReport(shard, info, self._spec.digest(), pictures, dict(written), rejected, colors.result())
 
 
 class Record(NamedTuple):

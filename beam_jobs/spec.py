@@ -1,6 +1,8 @@
 """What a dataset is to be; all that workers need of the configuration."""
 
 import dataclasses
+import hashlib
+import json
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -39,3 +41,7 @@ class DatasetSpec:
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON values."""
         return dataclasses.asdict(self)
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that depend on every field."""
+        return hashlib.blake2b(json.dumps(self.to_dict(), sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -17,9 +17,9 @@ from pipeline.errors import UserError, one_line
 
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 _SECONDS = 60  # that an answer may take
-# Of what may pass; all requests here can be made twice.
-_MAY_PASS = (429, 500, 502, 503, 504)
-_RETRY = Retry(total=5, backoff_factor=0.5, status_forcelist=_MAY_PASS, allowed_methods=None, raise_on_status=False)
+MAY_PASS = (429, 500, 502, 503, 504)  # of HTTP: what is worth another try
+# All requests here can be made twice.
+_RETRY = Retry(total=5, backoff_factor=0.5, status_forcelist=MAY_PASS, allowed_methods=None, raise_on_status=False)
 
 
 class Refused(UserError):
@@ -112,7 +112,7 @@ class Api:
             response = self._session.request(method, url, timeout=_SECONDS, **options)
         except (RequestException, GoogleAuthError) as error:
             raise UserError(f"{url} cannot be asked: {one_line(error)}; try again") from error
-        if response.status_code in _MAY_PASS:
+        if response.status_code in MAY_PASS:
             raise UserError(f"{url} says {response.status_code}: {_message(response)}; try again")
         if not response.ok:
             raise Refused(f"{url} says {response.status_code}: {_message(response)}", response.status_code)

@@ -33,6 +33,11 @@ _BUCKET_PERMISSIONS = {
 _OBJECT_ROLES = (
     "roles/storage.objectAdmin", "roles/storage.objectUser", "roles/storage.admin", "roles/storage.legacyObjectOwner",
 )  # fmt: skip
+# The least with which an image can be fetched, and what has it, too.
+IMAGE_ROLES = (
+    "roles/artifactregistry.reader", "roles/artifactregistry.writer", "roles/artifactregistry.admin",
+    "roles/editor", "roles/owner",
+)  # fmt: skip
 _MANIFESTS = ", ".join(
     f"application/vnd.{kind}+json"
     for kind in (
@@ -40,6 +45,7 @@ _MANIFESTS = ", ".join(
         "docker.distribution.manifest.v2",
     )
 )  # fmt: skip
+_ARCHITECTURE = "amd64"  # of the machines
 _IMAGE = re.compile(r"([\w.-]+\.(?:pkg\.dev|gcr\.io)|gcr\.io)/([\w./-]+?)(?::([\w.-]+))?(?:@(sha256:[0-9a-f]{64}))?")
 BEAM_LABEL, PYTHON_LABEL = "org.koalarization.beam", "org.koalarization.python"
 TENSORFLOW_LABEL = "org.koalarization.tensorflow"
@@ -316,7 +322,7 @@ def find_image(api: Api, image: str, recipe: str) -> Image | None:
         recipe: the Dockerfile that it can be built from.
 
     Raises:
-        UserError: it is not there.
+        UserError: it is not there, or for other machines.
     """
     named = _IMAGE.fullmatch(image)
     if named is None:
@@ -329,8 +335,15 @@ def find_image(api: Api, image: str, recipe: str) -> Image | None:
         manifest = api.get(reference, accept=_MANIFESTS)
         if "manifests" in manifest:  # one for each architecture
             platforms = {each["platform"]["architecture"]: each["digest"] for each in manifest["manifests"]}
-            manifest = api.get(f"{base}/manifests/{platforms['amd64']}", accept=_MANIFESTS)
+            own = platforms.get(_ARCHITECTURE) or platforms[min(platforms)]
+            manifest = api.get(f"{base}/manifests/{own}", accept=_MANIFESTS)
         config = api.get(f"{base}/blobs/{manifest['config']['digest']}")
-    except (Refused, LookupError) as error:
+        architecture = config["architecture"]
+    except (Refused, LookupError, ValueError) as error:
         raise UserError(f"image {image} cannot be looked at: {error}; build it from {recipe}") from error
+    if architecture != _ARCHITECTURE:
+        raise UserError(
+            f"image {image} is for {architecture}, the machines are {_ARCHITECTURE}: build it from {recipe} with "
+            f"--platform=linux/{_ARCHITECTURE}"
+        )
     return Image(config.get("config", {}).get("Labels") or {}, f"{host}/{name}@{digest}")

@@ -7,15 +7,28 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from google.api_core.exceptions import Conflict, GoogleAPICallError, GoogleAPIError, NotFound
+from google.api_core.exceptions import (
+    Conflict,
+    GoogleAPICallError,
+    GoogleAPIError,
+    NotFound,
+    ServerError,
+    TooManyRequests,
+)
+from google.api_core.retry import Retry, if_exception_type
 from google.auth.credentials import Credentials
-from google.auth.exceptions import GoogleAuthError
+from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud import compute_v1
-from requests.exceptions import RequestException
+from requests.exceptions import ChunkedEncodingError, ConnectionError, RequestException, Timeout
 
 from pipeline.errors import UserError, one_line
 
 _SECONDS = 600.0  # that an operation may take
+# For what can be asked twice: one answer that is lost must not cost machines that were hard to get.
+_PATIENT = Retry(
+    if_exception_type(TooManyRequests, ServerError, TransportError, ChunkedEncodingError, ConnectionError, Timeout),
+    initial=0.5, maximum=10.0, timeout=120.0,
+)  # fmt: skip
 _NOTHING = "NO_RESULTS_ON_PAGE"  # what a zone says in which there is none
 _PREFIX = re.compile(r"^(?:\d{3} )?[A-Z]+ https://\S+: ")  # what Google's client puts before what the service says
 
@@ -96,7 +109,7 @@ class Compute:
         request = compute_v1.AggregatedListMachineTypesRequest(project=self.project, filter=f'name = "{name}"')
         found = {}
         with _asking(f"types of machines in project {self.project} cannot be looked up"):
-            for scope, types in self._types.aggregated_list(request=request):
+            for scope, types in self._types.aggregated_list(request=request, retry=_PATIENT):
                 for each in types.machine_types:
                     gpus = sum(own.guest_accelerator_count for own in each.accelerators)
                     gpu_type = each.accelerators[0].guest_accelerator_type if each.accelerators else ""
@@ -106,8 +119,8 @@ class Compute:
     def quotas(self, region: str) -> dict[str, tuple[float, float]]:
         """What the quotas of a region, and of all regions together, allow, and what of that is used, by metric."""
         with _asking(f"quotas of project {self.project} in {region} cannot be looked up"):
-            own = self._regions.get(project=self.project, region=region)
-            of_all = self._projects.get(project=self.project)
+            own = self._regions.get(project=self.project, region=region, retry=_PATIENT)
+            of_all = self._projects.get(project=self.project, retry=_PATIENT)
         return {each.metric: (each.limit, each.usage) for each in (*of_all.quotas, *own.quotas)}
 
     def groups(self, pattern: str) -> tuple[list[Group], str]:
@@ -120,7 +133,7 @@ class Compute:
         )
         found, hidden = [], []
         with _asking(f"machines of project {self.project} cannot be looked up"):
-            for scope, groups in self._groups.aggregated_list(request=request):
+            for scope, groups in self._groups.aggregated_list(request=request, retry=_PATIENT):
                 if groups.warning.code not in ("", _NOTHING):
                     hidden.append(f"{scope}: {groups.warning.message}")
                 found += [_group(each, scope.removeprefix("zones/")) for each in groups.instance_group_managers]
@@ -130,7 +143,7 @@ class Compute:
         """The group of a name in a zone; None, if there is none."""
         with _asking(f"machines of {name} cannot be looked up"):
             try:
-                found = self._groups.get(project=self.project, zone=zone, instance_group_manager=name)
+                found = self._groups.get(project=self.project, zone=zone, instance_group_manager=name, retry=_PATIENT)
             except NotFound:
                 return None
         return _group(found, zone)
@@ -140,7 +153,9 @@ class Compute:
         with _asking(f"machines of {group} cannot be looked up"):
             try:
                 found = list(
-                    self._groups.list_managed_instances(project=self.project, zone=zone, instance_group_manager=group)
+                    self._groups.list_managed_instances(
+                        project=self.project, zone=zone, instance_group_manager=group, retry=_PATIENT
+                    )
                 )
             except NotFound:
                 return []
@@ -181,19 +196,23 @@ class Compute:
     def delete(self, group: Group) -> None:
         """Deletes a group with all of its machines, and its template; what is not there is fine."""
         with _asking(f"{group.name} cannot be deleted"), contextlib.suppress(NotFound):
-            _wait(self._groups.delete(project=self.project, zone=group.zone, instance_group_manager=group.name))
+            _wait(
+                self._groups.delete(
+                    project=self.project, zone=group.zone, instance_group_manager=group.name, retry=_PATIENT
+                )
+            )
         self.delete_template(group.template)
 
     def templates(self, pattern: str) -> list[str]:
         """The templates whose whole names match a regular expression."""
         request = compute_v1.ListInstanceTemplatesRequest(project=self.project, filter=f'name eq "{pattern}"')
         with _asking(f"templates of project {self.project} cannot be looked up"):
-            return [each.name for each in self._templates.list(request=request)]
+            return [each.name for each in self._templates.list(request=request, retry=_PATIENT)]
 
     def delete_template(self, name: str) -> None:
         """Deletes a template; one that is not there is fine."""
         with _asking(f"template {name} cannot be deleted"), contextlib.suppress(NotFound):
-            _wait(self._templates.delete(project=self.project, instance_template=name))
+            _wait(self._templates.delete(project=self.project, instance_template=name, retry=_PATIENT))
 
 
 class Unavailable(UserError):
@@ -220,7 +239,7 @@ def _said(error: GoogleAPICallError) -> str:
 def _wait(operation: Any) -> None:
     """Waits for the end of an operation."""
     try:
-        operation.result(timeout=_SECONDS)
+        operation.result(timeout=_SECONDS, retry=_PATIENT)
     except GoogleAPICallError as error:
         for each in operation.error.errors:  # which the exception leaves out
             raise Unavailable(each.message, each.code) from error

@@ -15,7 +15,7 @@ name=${4:?is empty: name a branch}
 branch=$image:${name//[^A-Za-z0-9_.-]/-}  # which may have a slash; a tag has none
 
 export DOCKER_BUILDKIT=1
-docker build --file="docker/$1.Dockerfile" --build-arg=BUILDKIT_INLINE_CACHE=1 \
+docker build --platform=linux/amd64 --file="docker/$1.Dockerfile" --build-arg=BUILDKIT_INLINE_CACHE=1 \
   --cache-from="$branch" --cache-from="$image:main" --tag="$commit" --tag="$branch" .
 docker push "$commit"
 docker push "$branch"

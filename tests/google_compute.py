@@ -22,7 +22,7 @@ from tests import container_runtime
 from tests.google_apis import Api, Refusal
 from tests.google_project import NUMBER, PROJECT
 
-ZONES = ("us-central1-a", "us-central1-b", "us-central1-f", "europe-west4-a")
+ZONES = ("us-central1-a", "us-central1-b", "us-central1-f", "us-east1-b", "europe-west4-a")
 TYPES = {
     "e2-standard-4": [],
     "a2-highgpu-8g": [{"guestAcceleratorType": "nvidia-tesla-a100", "guestAcceleratorCount": 8}],
@@ -228,6 +228,7 @@ class Compute(Api):
         global_quotas: the same of all regions together.
         errors: code and message with which machines do not come.
         refusals: what methods answer in place of doing anything, by their ID.
+        lapses: the same, each of a list once.
         unreachable: zones of which nothing can be seen.
         deaf: groups that are to be deleted are not, though that is promised.
         failure: code and message with which the next group ends.
@@ -254,6 +255,7 @@ class Compute(Api):
         self.start = start
         self.quotas = {"NVIDIA_A100_GPUS": (16, 0), "PREEMPTIBLE_NVIDIA_A100_GPUS": (8, 0)}
         self.global_quotas = {"GPUS_ALL_REGIONS": (16, 0)}
+        self.lapses = {}
         self.errors, self.refusals, self.late, self.failure, self.deaf = [], {}, 1, None, False
         self.templates, self.groups, self.made, self.deleted, self.unreachable = {}, {}, [], [], ()
         self._waited = {}
@@ -271,6 +273,8 @@ class Compute(Api):
         method = self._find(verb, path)
         if method and (refusal := self.refusals.get(method[0]["id"])):
             raise refusal
+        if method and self.lapses.get(method[0]["id"]):
+            raise self.lapses[method[0]["id"]].pop()
         with self._lock:
             return super()._answer(verb, target, body)
 
@@ -292,6 +296,8 @@ class Compute(Api):
     def _insert_template(self, found, body):
         if body["name"] in self.templates:
             raise Refusal(409, f"The resource 'instanceTemplates/{body['name']}' already exists", "ALREADY_EXISTS")
+        properties = body["properties"]
+        _check_maintenance(properties["machineType"], properties["scheduling"])
         self.templates[body["name"]] = body
         return self._begin()
 
@@ -403,6 +409,18 @@ class Compute(Api):
             "name": found["operation"], "status": "DONE", "httpErrorStatusCode": 403, "httpErrorMessage": "FORBIDDEN",
             **error,
         }  # fmt: skip
+
+
+def _check_maintenance(machine, scheduling):
+    """What may become of a machine when its host is to be maintained, by its type.
+
+    https://cloud.google.com/compute/docs/instances/host-maintenance-overview
+    """
+    action, is_spot = scheduling.get("onHostMaintenance", "MIGRATE"), scheduling["provisioningModel"] == "SPOT"
+    if machine.startswith("e2-") and action == "TERMINATE" and not is_spot:
+        raise Refusal(400, "e2 instances do not support onHostMaintenance=TERMINATE unless they are preemptible", "")
+    if (TYPES[machine] or is_spot) and action != "TERMINATE":
+        raise Refusal(400, "Instances with guest accelerators do not support live migration", "badRequest")
 
 
 def quotas(values):

@@ -20,7 +20,7 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_handlers
 import beam_jobs
 
-assert not beam_jobs.__file__.startswith(sys.argv[2]), beam_jobs.__file__
+assert beam_jobs.__file__.startswith(sys.argv[2]), beam_jobs.__file__
 worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 0  # see beam_jobs/engine.py
 with open(sys.argv[1], "rb") as file:
     pipeline = beam_runner_api_pb2.Pipeline.FromString(file.read())
@@ -45,7 +45,8 @@ class Dataflow(Api):
 
     def __init__(self, folder):
         super().__init__(
-            "dataflow", "v1b3", projects_locations_jobs_create=self._create, projects_locations_jobs_get=self._get,
+            "dataflow", "v1b3", projects_jobs_aggregated=self._aggregated,
+            projects_locations_jobs_create=self._create, projects_locations_jobs_get=self._get,
             projects_locations_jobs_update=self._update, projects_locations_jobs_messages_list=self._messages,
             projects_locations_jobs_getMetrics=self._metrics,
         )  # fmt: skip
@@ -66,7 +67,13 @@ class Dataflow(Api):
 
     def _describe(self):
         job = self.jobs[-1]
-        return {"id": "a-job", "name": job["name"], "currentState": self._state, "projectId": "a-project"}
+        place = {"location": "us-central1", "projectId": "a-project"}
+        return {"id": "a-job", "name": job["name"], "currentState": self._state, **place}
+
+    def _aggregated(self, found, body):
+        assert found["filter"] == "ACTIVE"
+        is_asked = self.jobs and self._state in _ACTIVE and found["name"] == self.jobs[-1]["name"]
+        return {"jobs": [self._describe()] if is_asked else []}
 
     def _get(self, found, body):
         return self._describe()
@@ -111,6 +118,10 @@ class Dataflow(Api):
         """Looks whether a job is one that the API allows."""
         self._check("Job", job, "job")
 
+    def check_template(self, metadata):
+        """Looks whether the description of a template is one that the API allows."""
+        self._check("TemplateMetadata", metadata, "template")
+
     def staged(self, job):
         """The names of the files that were staged for a job, and where they lie in the bucket."""
         (pool,) = job["environment"]["workerPools"]
@@ -125,8 +136,13 @@ class Dataflow(Api):
         bucket.blob(url.removeprefix("gs://bucket/")).download_to_filename(self._folder / "pipeline.pb")
         (self._folder / "run.py").write_text(_RUN)
         packages = [self._folder / name for name in self.staged(job) if name.endswith(".tar.gz")]
-        python = self._environment(self._folder / "environment", *packages)
-        return self._call(python, "run.py", "pipeline.pb", os.getcwd(), **self.cloud.environment)
+        if packages:
+            own = str(self._folder / "environment")
+            python = self._environment(self._folder / "environment", *packages)
+        else:  # for an image of one's own stands what is here
+            python, own = sys.executable, os.getcwd()
+        variables = {**self.cloud.environment, "PYTHONPATH": "" if packages else own}
+        return self._call(python, "run.py", "pipeline.pb", own, **variables)
 
     def _environment(self, folder, *packages):
         """A Python with what Beam's image holds, and with packages that were staged."""

@@ -15,6 +15,7 @@ class Registry:
 
     def __init__(self):
         self.labels = {}
+        self.architectures = {}  # by name, where it is another one
 
     def takes(self, host, verb, path):
         return host == self.host
@@ -31,11 +32,13 @@ class Registry:
             assert kind == "manifests"
             return 200, {"Docker-Content-Digest": "sha256:" + "c" * 64}, b""
         if kind == "blobs":
-            answer = {"config": {"Labels": labels}}
+            architecture = self.architectures.get(name, "amd64")
+            answer = {"architecture": architecture, "os": "linux", "config": {"Labels": labels}}
         elif ":" in reference:
             answer = {"config": {"digest": "sha256:" + "b" * 64}}
         else:
-            answer = {"manifests": [{"digest": "sha256:" + "a" * 64, "platform": {"architecture": "amd64"}}]}
+            platform = {"architecture": self.architectures.get(name, "amd64"), "os": "linux"}
+            answer = {"manifests": [{"digest": "sha256:" + "a" * 64, "platform": platform}]}
         if kind == "manifests":
             assert "application/vnd.oci.image.index.v1+json" in headers["Accept"]
         return 200, {"Content-Type": "application/json"}, json.dumps(answer).encode()
@@ -50,6 +53,7 @@ class Project:
         roles: of the service account; None, where they are not to be seen.
         bucket_roles: who has which on each bucket, by role; None, where that is not to be seen.
         images: labels by name and tag.
+        architectures: by name, where it is not amd64.
         locations: of buckets, by name.
         services: what answers.
     """
@@ -57,8 +61,8 @@ class Project:
     def __init__(self, *more):
         self.permissions = {
             "project": {
-                "dataflow.jobs.cancel", "dataflow.jobs.create", "dataflow.jobs.get", "dataflow.messages.list",
-                "dataflow.metrics.get",
+                "dataflow.jobs.cancel", "dataflow.jobs.create", "dataflow.jobs.get", "dataflow.jobs.list",
+                "dataflow.messages.list", "dataflow.metrics.get",
             },
             "account": {"iam.serviceAccounts.actAs"},
             "bucket": {
@@ -71,7 +75,7 @@ class Project:
         self.bucket_roles = {"roles/storage.objectAdmin": f"serviceAccount:{ACCOUNT}"}
         self.locations = {"bucket": "US-CENTRAL1"}
         registry = Registry()
-        self.images = registry.labels
+        self.images, self.architectures = registry.labels, registry.architectures
         self.services = [
             Api(
                 "cloudresourcemanager", "v3", projects_testIamPermissions=self._test_project, projects_get=self._get,

@@ -1,18 +1,24 @@
 """What is looked at and chosen before a job goes to Dataflow, with Google's APIs in doubles."""
 
 import copy
+import importlib
 import platform
+import re
+from pathlib import Path
 
 import pytest
 from apache_beam import version
 from apache_beam.options.pipeline_options import DebugOptions, GoogleCloudOptions, SetupOptions, WorkerOptions
 from apache_beam.runners.dataflow.dataflow_runner import DataflowRuntimeException
-from google.api_core.exceptions import Forbidden
+from apache_beam.runners.dataflow.internal.apiclient import DataflowJobAlreadyExistsError
+from google.api_core.exceptions import Forbidden, TooManyRequests
 
-from beam_jobs import dataflow, runner
+from beam_jobs import dataflow, embed, runner
+from pipeline import cli
 from pipeline.errors import UsageError, UserError
 from tests import cloud_storage
-from tests.google_project import PROJECT, Project
+from tests.google_apis import Api
+from tests.google_project import ACCOUNT, PROJECT, Project
 
 PYTHON = ".".join(platform.python_version_tuple()[:2])
 IMAGE = f"us-central1-docker.pkg.dev/{PROJECT}/koalarization/beam:main"
@@ -23,7 +29,10 @@ OUTPUT = "gs://bucket/data"
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    project = Project()
+    jobs = []
+    answer = {"jobs": jobs, "failedLocation": [{"name": "us-east9"}]}
+    project = Project(Api("dataflow", "v1b3", projects_jobs_aggregated=lambda found, body: answer))
+    project.jobs = jobs
     folder = tmp_path_factory.mktemp("cloud")
     with (
         cloud_storage.running(folder, "bucket", services=project.services) as server,
@@ -33,6 +42,7 @@ def running(tmp_path_factory):
         for name, value in server.environment.items():
             patch.setenv(name, value)
         patch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
+        project.storage = server
         yield project
 
 
@@ -42,16 +52,62 @@ def project(running):
     before = copy.deepcopy(running.permissions), running.roles
     running.images.clear()
     running.images[NAME] = LABELS
+    running.architectures.clear()
+    running.jobs.clear()
     yield running
     running.permissions, running.roles = before
     running.disabled = set()
     assert running.refused() == []
 
 
-def prepared(*argv, output=OUTPUT, paths=(), units=128, **more):
+def prepared(*argv, job="preprocess", output=OUTPUT, paths=(), units=128, **more):
     options = runner.parse_options(["--runner=DataflowRunner", f"--project={PROJECT}", *argv])
-    dataflow.prepare(options, "preprocess", output, list(paths), units, **more)
+    dataflow.prepare(options, job, output, list(paths), units, **more)
     return options
+
+
+def documented(page):
+    """The commands of Beam jobs for Dataflow that a page shows: the module, and its arguments."""
+    text = Path(page).read_text().replace("\\\n", " ")
+    lines = re.findall(
+        r"^\.venv/bin/python -m (beam_jobs\.\w+) ([^#\n]*--runner=DataflowRunner[^#\n]*)", text, re.MULTILINE
+    )
+    values = {
+        "koalarization@PROJECT.iam.gserviceaccount.com": ACCOUNT, "PROJECT": PROJECT, "BUCKET": "bucket",
+        "REGION": "us-central1",
+    }  # fmt: skip
+    pattern = "|".join(map(re.escape, values))
+    return [(module, re.sub(pattern, lambda found: values[found[0]], rest).split()) for module, rest in lines]
+
+
+@pytest.mark.parametrize(("page", "count"), [("README.md", 1), ("docs/google-cloud.md", 2)])
+def test_the_commands_of_the_pages_work(project, pictures, compact_dataset, monkeypatch, page, count):
+    """Those that have no --dry_run up to what would be submitted."""
+    bucket = project.storage.client().bucket("bucket")
+    bucket.blob("val_256.tar").upload_from_filename(pictures / "archives/val_256.tar")
+    project.images[NAME.replace("/beam:", "/trainer:")] = LABELS
+    project.roles = ["roles/dataflow.worker", "roles/artifactregistry.reader"]
+    begun = []
+    monkeypatch.setattr(embed, "embed", lambda *arguments: begun.append(arguments))
+    commands = documented(page)
+    assert len(commands) == count
+    for module, arguments in commands:
+        program = importlib.import_module(module)
+        more = ["--dry_run"] if module == "beam_jobs.preprocess" else []
+        assert cli.run(program.main, [module, *arguments, *more]) == 0
+        bucket.blob("data/dataset.json").upload_from_filename(f"{compact_dataset.directory}/dataset.json")
+    assert len(begun) == count - 1
+    bucket.blob("data/dataset.json").delete()
+
+
+def test_the_options_of_the_pages_are_known_to_beam():
+    text = Path("docs/google-cloud.md").read_text()
+    (named,) = re.findall(r"All of Beam's options for Dataflow follow as they are \(([^)]+)\)", text)
+    (other,) = re.findall(r"`(\S+)` for Dataflow", text)
+    options = [*re.findall(r"`([^`]+)`", named), other]
+    assert len(options) == 5
+    parsed = runner.parse_options(["--runner=DataflowRunner", *options])
+    assert parsed.view_as(WorkerOptions).use_public_ips is False
 
 
 def test_what_is_not_said_is_chosen_and_told(project):
@@ -59,7 +115,7 @@ def test_what_is_not_said_is_chosen_and_told(project):
     cloud, worker = options.view_as(GoogleCloudOptions), options.view_as(WorkerOptions)
     assert cloud.region == "us-central1"  # where the bucket lies
     assert cloud.temp_location == cloud.staging_location == "gs://bucket/data/job/dataflow"
-    assert cloud.job_name.startswith("koalarization-preprocess-")
+    assert cloud.job_name.startswith("koalarization-")
     assert {"application=koalarization", "job=preprocess"} < set(cloud.labels)
     assert (worker.machine_type, worker.max_num_workers) == ("e2-standard-4", 32)
     assert options.view_as(DebugOptions).number_of_worker_harness_threads == 2
@@ -102,8 +158,38 @@ def test_an_image_of_the_same_versions(project, caplog):
         prepared(f"--sdk_container_image={IMAGE}")
     with pytest.raises(UserError, match="image .*:none cannot be looked at: .* 404.*; build it from docker/"):
         prepared(f"--sdk_container_image={IMAGE.replace(':main', ':none')}")
+    project.images[NAME] = LABELS
+    project.architectures[NAME.partition(":")[0]] = "arm64"
+    with pytest.raises(UserError, match=f"image {IMAGE} is for arm64, the machines are amd64: build it from docker/"):
+        prepared(f"--sdk_container_image={IMAGE}")
     prepared("--sdk_container_image=mine")
     assert "which versions image mine has could not be looked up" in caplog.text
+
+
+def test_workers_that_can_fetch_no_image_or_install_nothing_are_warned_of(project, caplog):
+    prepared("--no_use_public_ips", f"--sdk_container_image={IMAGE}")
+    assert "can install nothing" not in caplog.text
+    assert "has not roles/artifactregistry.reader in project a-project: gcloud" in caplog.text
+    caplog.clear()
+    project.roles = ["roles/dataflow.worker", "roles/artifactregistry.reader"]
+    prepared(f"--sdk_container_image={IMAGE}")
+    assert "artifactregistry" not in caplog.text
+    prepared("--no_use_public_ips")
+    assert "workers without public addresses can install nothing, unless their network has a Cloud NAT" in caplog.text
+
+
+def test_a_job_that_writes_there_is_noticed_in_any_region_and_of_any_kind(project, caplog):
+    assert len({prepared(job=each).view_as(GoogleCloudOptions).job_name for each in ("preprocess", "embed")}) == 1
+    name = prepared().view_as(GoogleCloudOptions).job_name
+    project.jobs += [
+        {"id": "other", "name": f"{name}0", "location": "us-central1"},
+        {"id": "one", "name": name, "location": "europe-west4"},
+    ]
+    console = "https://console.cloud.google.com/dataflow/jobs/europe-west4/one.project=a-project"
+    with pytest.raises(UserError, match=f"a job writes there already; wait for it, or cancel it: {console}"):
+        prepared()
+    prepared(output="gs://bucket/elsewhere")
+    assert "WARNING: whether a job writes there already cannot be seen in us-east9" in caplog.text
 
 
 def test_another_region_is_refused(project):
@@ -302,11 +388,16 @@ def test_a_wait_that_is_broken_off_cancels_the_job_or_says_that_it_goes_on(proje
     [
         (DataflowRuntimeException("failed:\nbecause", Result()), "the job failed on Dataflow: because; its console"),
         (DataflowRuntimeException("failed:\nNone", Result()), "the job failed on Dataflow: it does not say why; its"),
+        (
+            DataflowJobAlreadyExistsError("There is already active job named x with id: y. If you want to submit"),
+            "a job writes there already: There is already active job named x with id: y. Wait for it, or cancel it$",
+        ),
         (DataflowRuntimeException("x", Result(state="CANCELLED")), "the job was cancelled; give the command again"),
-        (Forbidden("no quota\nfor it"), "Dataflow cannot be given the job, or be asked about it: 403 no quota for it"),
-        (OSError("Could not upload"), "Dataflow cannot be given the job, or be asked about it: Could not upload"),
-        (KeyError("a bug"), "None"),
+        (Forbidden("no quota\nfor it"), "Dataflow cannot be given the job, or be asked about it: 403 no quota for it$"),
+        (TooManyRequests("wait"), "Dataflow cannot be given the job, or be asked about it: 429 wait; try again$"),
+        (OSError("Could not upload"), "Dataflow cannot be given the job, .*: Could not upload; try again$"),
+        (KeyError("a bug"), "None$"),
     ],
 )
 def test_errors_on_the_way_are_one_line(error, said):
-    assert str(dataflow.explain(error)).startswith(said)
+    assert re.match(said, str(dataflow.explain(error)))

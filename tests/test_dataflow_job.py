@@ -13,9 +13,12 @@ import pytest
 from apache_beam import version
 from apache_beam.portability.api import beam_runner_api_pb2
 
+from beam_jobs import embed
+from pipeline import cli
 from tests import cloud_storage
 from tests.google_dataflow import Dataflow
 from tests.google_project import PROJECT, Project
+from tests.helpers import TINY, encoded, noise
 from tests.programs import content, run_preprocess, until
 
 pytestmark = pytest.mark.engines
@@ -41,19 +44,21 @@ def arguments(archives):
     ]  # fmt: skip
 
 
-def start(cloud, *more):
+def start(cloud, *more, program=("-m", "beam_jobs.preprocess")):
+    if program[-1] == "beam_jobs.preprocess":
+        own = arguments("gs://bucket/archives")
+        more = ("--config=configs/demo.py", *own, "--output=gs://bucket/data", *more)
     port = cloud.environment["STORAGE_EMULATOR_HOST"].rpartition(":")[2]
     command = [
-        sys.executable, "-m", "beam_jobs.preprocess", "--config=configs/demo.py", *arguments("gs://bucket/archives"),
-        "--output=gs://bucket/data", "--runner=DataflowRunner", f"--project={PROJECT}",
+        sys.executable, *program, "--runner=DataflowRunner", f"--project={PROJECT}",
         f"--dataflow_endpoint=http://localhost:{port}", *more,
     ]  # fmt: skip
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env={**os.environ, **cloud.environment}, **pipes)
 
 
-def submit(cloud, *more):
-    process = start(cloud, *more)
+def submit(cloud, *more, **program):
+    process = start(cloud, *more, **program)
     output, said = process.communicate()
     return process.returncode, output, said
 
@@ -128,15 +133,66 @@ def pushed(cloud, tag, beam, python):
     return f"us-central1-docker.pkg.dev/{name}"
 
 
-def test_a_job_with_an_image_of_its_own_runs_it_and_has_no_code_staged(cloud):
-    image = pushed(cloud, "main", version.__version__, f"{sys.version_info[0]}.{sys.version_info[1]}")
-    cloud.dataflow.failure = "no engine for images here"
-    assert submit(cloud, "--output=gs://bucket/by-image", f"--sdk_container_image={image}")[0] == 1
+@pytest.fixture
+def image(cloud):
+    """The name of an image of the same versions; it holds what is here."""
+    return pushed(cloud, "main", version.__version__, f"{sys.version_info[0]}.{sys.version_info[1]}")
+
+
+def test_features_are_made_by_an_image_of_ones_own_of_which_no_code_is_staged(cloud, image, tmp_path):
+    local = tmp_path / "local"
+    options = ("--config.dataset.layout=compact", "--config.dataset.validation_fraction=0")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(5):
+        (photos / f"{number}.png").write_bytes(encoded(noise(40, 40, number)))
+    assert run_preprocess(f"--source=images:{photos}", f"--output={local}", *options) == 0
+    cloud.upload(local, "bucket", "few/")
+    assert cli.run(embed.main, ["embed", "--config=configs/demo.py", f"--data={local}"]) == 0
+
+    cloud.dataflow.failure = None
+    status, _, told = submit(
+        cloud, "--config=configs/demo.py", "--data=gs://bucket/few", f"--sdk_container_image={image}",
+        program=("-m", "beam_jobs.embed"),
+    )  # fmt: skip
+    assert status == 0, told + cloud.dataflow.said
+    assert "gs://bucket/few: features of 5 examples, of extractor " in told
+    cloud.download("bucket", "few/", tmp_path / "copy")
+    assert content(tmp_path / "copy") == content(local)
     job = cloud.dataflow.jobs[-1]
+    assert job["labels"]["job"] == "embed"
     (pool,) = job["environment"]["workerPools"]
     assert pool["workerHarnessContainerImage"] == image
     assert [each["containerImage"] for each in pool["sdkHarnessContainerImages"]] == [image]
     assert "workflow.tar.gz" not in cloud.dataflow.staged(job)
+
+
+def test_weights_that_workers_do_not_have_are_refused(cloud, image, tmp_path):
+    submitted = len(cloud.dataflow.jobs)
+    status, _, told = submit(
+        cloud, "--config=configs/demo.py", f"--config.model.feature_weights={tmp_path}/weights.h5",
+        "--data=gs://bucket/few", f"--sdk_container_image={image}", program=("-m", "beam_jobs.embed"),
+    )  # fmt: skip
+    assert status == 2
+    said = f"error: {tmp_path}/weights.h5 cannot be reached from Dataflow; copy it to a bucket, and name it as gs://..."
+    assert told.splitlines()[-1].startswith(said)
+    assert len(cloud.dataflow.jobs) == submitted
+
+
+def test_a_collection_is_colorized_by_a_job_of_its_own(cloud, image, finished):
+    cloud.upload(finished[0], "bucket", "run/")
+    cloud.dataflow.failure = "no model here"
+    status, _, told = submit(
+        cloud, "--workdir=gs://bucket/run", "--source=places365:gs://bucket/archives/val_256.tar",
+        "--output=gs://bucket/collection", f"--sdk_container_image={image}",
+        program=("-c", TINY.format("beam_jobs.colorize")),
+    )  # fmt: skip
+    assert status == 1
+    assert told.splitlines()[-1].startswith("error: the job failed on Dataflow: no model here; its console")
+    job = cloud.dataflow.jobs[-1]
+    assert job["labels"]["job"] == "colorize"
+    (pool,) = job["environment"]["workerPools"]
+    assert pool["workerHarnessContainerImage"] == image
 
 
 def test_nothing_is_submitted_of_a_job_that_is_refused(cloud):
@@ -174,43 +230,79 @@ def test_a_job_whose_command_was_killed_goes_on_and_no_other_writes_there(cloud)
     until(lambda: len(cloud.dataflow.jobs) > submitted)
     process.kill()
     process.communicate()
-    status, _, told = submit(cloud, "--output=gs://bucket/killed")
+
+    def written():
+        return {blob.name: blob.generation for blob in cloud.client().list_blobs("bucket", prefix="killed/")}
+
+    assert "killed/job/settings.json" in (before := written())
+    others = ("--config.dataset.layout=full", "--overwrite")  # which would begin by deleting
+    status, _, told = submit(cloud, "--output=gs://bucket/killed", *others)
     assert status == 1
-    line = told.splitlines()[-1]
-    assert line.startswith(
-        "error: a job writes there already: There is already active job named koalarization-preprocess"
-    )
-    assert line.endswith("with id: a-job. Wait for it, or cancel it")
+    console = "https://console.cloud.google.com/dataflow/jobs/us-central1/a-job?project=a-project"
+    assert told.splitlines()[-1] == f"error: a job writes there already; wait for it, or cancel it: {console}"
+    assert written() == before
 
 
-def test_a_template_is_written_down_for_dataflow_as_its_launcher_asks(cloud):
+TEMPLATE = json.loads(Path("docker/preprocess_template.json").read_text())
+
+
+def is_taken(name, value):
+    """Whether Dataflow takes a value for a parameter of the template."""
+    (parameter,) = (each for each in TEMPLATE["parameters"] if each["name"] == name)
+    return all(re.fullmatch(regex, value) for regex in parameter["regexes"])
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("sources", ("images:photos", "photos", "flickr:gs://bucket/a", "images:gs://bucket/a  images:gs://bucket/b")),
+        ("output", ("/x", "gs://bucket", "gs://b/x", "gs://Bucket/x")),
+        ("sdk_container_image", ("beam", "", "us-docker.pkg.dev/a/b:c d")),
+        ("config", ("/etc/passwd", "configs/../x.py", "configs/demo")),
+        ("settings", ("layout", "dataset.layout = compact", "--seed=7")),
+        ("overwrite", ("maybe", "True", "1")),
+        ("max_reject_fraction", ("1.5", "50%", "-0.1")),
+    ],
+)
+def test_parameters_that_a_template_cannot_have_are_refused_by_dataflow(name, values):
+    assert [value for value in values if is_taken(name, value)] == []
+
+
+def test_a_template_is_described_as_dataflow_asks(cloud):
+    cloud.dataflow.check_template(TEMPLATE)
+    required = [each["name"] for each in TEMPLATE["parameters"] if not each.get("isOptional")]
+    assert required == ["sources", "output", "sdk_container_image"]
+    for each in TEMPLATE["parameters"]:
+        assert "defaultValue" not in each or is_taken(each["name"], each["defaultValue"])
+    assert is_taken("output", f"gs://{'a' * 100}.example.com/data")  # of a domain; names of others have 63
+
+
+def test_a_template_is_written_down_for_dataflow_as_its_launcher_asks(cloud, image, tmp_path):
     """Launchers may do less than people: they create no jobs and use no accounts."""
     submitted = len(cloud.dataflow.jobs)
     cloud.project.permissions |= {"project": set(), "account": set()}
-    image = f"us-central1-docker.pkg.dev/{PROJECT}/koalarization/beam:main"
-    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    labels = {"org.koalarization.beam": version.__version__, "org.koalarization.python": python}
-    cloud.project.images[image.partition("/")[2]] = labels
-    metadata = json.loads(Path("docker/preprocess_template.json").read_text())
+    for name in ("docker/template.py", "configs"):  # as they lie in the image
+        (tmp_path / os.path.basename(name)).symlink_to(Path(name).absolute())
     values = {
         "sources": "places365:gs://bucket/archives/val_256.tar imagenet:gs://bucket/archives/ILSVRC2012_img_train.tar",
         "output": "gs://bucket/templated", "config": "configs/demo.py", "overwrite": "true",
         "settings": "dataset.layout=compact seed=7", "max_reject_fraction": "0.25", "sdk_container_image": image,
     }  # fmt: skip
-    assert values.keys() == {each["name"] for each in metadata["parameters"]}
-    for each in metadata["parameters"]:
-        assert all(re.fullmatch(regex, values[each["name"]]) for regex in each["regexes"])
+    assert values.keys() == {each["name"] for each in TEMPLATE["parameters"]}
+    assert all(is_taken(name, value) for name, value in values.items())
     command = [
-        sys.executable, "docker/template.py", *(f"--{name}={value}" for name, value in values.items()),
+        sys.executable, tmp_path / "template.py", *(f"--{name}={value}" for name, value in values.items()),
         "--runner=DataflowRunner", f"--project={PROJECT}", "--region=us-central1", "--job_name=a-template",
         "--temp_location=gs://bucket/t", "--staging_location=gs://bucket/s", "--template_location=gs://bucket/job.json",
     ]  # fmt: skip
     environment = {**os.environ, **cloud.environment, "PYTHONPATH": os.getcwd()}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "the job is written down in gs://bucket/job.json" in result.stderr
     assert len(cloud.dataflow.jobs) == submitted
     job = json.loads(cloud.client().bucket("bucket").blob("job.json").download_as_bytes())
     cloud.dataflow.check_job(job)
     assert job["name"] == "a-template"
+    (pool,) = job["environment"]["workerPools"]
+    assert pool["workerHarnessContainerImage"] == image
     assert job["environment"]["sdkPipelineOptions"]["options"]["pipelineUrl"].startswith("gs://bucket/s/")

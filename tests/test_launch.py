@@ -9,6 +9,7 @@ import time
 import pytest
 import tensorflow as tf
 
+from cloud import compute
 from cloud.compute import Machine
 from pipeline import cli, config
 from pipeline.errors import UserError
@@ -136,6 +137,7 @@ def test_what_is_asked_of_compute_engine(project, capsys, tmp_path):
     assert metadata["shutdown-script"] == "#!/bin/bash\ndocker stop --time=25 trainer\n"
     assert not any(secret in json.dumps(template) for secret in ("a-token", "a-refresh-token", "a-secret"))
     assert group["targetSize"] == 0
+    assert group["instanceLifecyclePolicy"] == {"defaultActionOnFailure": "REPAIR"}
     assert created == {"instances": [{"name": f"{NAME}-0"}, {"name": f"{NAME}-1"}]}
     assert project.compute.made == [f"{NAME}-0", f"{NAME}-1"]
     told = capsys.readouterr().err
@@ -189,7 +191,7 @@ def without_end(body):
         (["--machine=a2-highgpu-8g", "--count=3"], "batch_size is 8, which 24 replicas cannot share equally"),
         (["--machine=a2-highgpu-8g", "--config.accumulation_steps=3"], "accumulation_steps is 3, into which"),
         (["--machine=e2-standard-4", "--config.precision=double"], "precision is 'double'; choose one of"),
-        (["--machine=e2-standard-4", "--data=/data"], "--data=/data cannot be reached from the machines; name it as gs://"),
+        (["--machine=e2-standard-4", "--data=/data"], "--data=/data is no directory of a bucket; name one as gs://"),
         (["--machine=e2-standard-4", "--data=gs://bucket/no"], "gs://bucket/no is no dataset"),
         (["--machine=e2-standard-4", "--workdir=gs://none/run"], "there is no bucket gs://none; make it"),
         (["--machine=e2-standard-4", f"--image={IMAGE}-none"], "build it from docker/trainer.Dockerfile"),
@@ -197,8 +199,8 @@ def without_end(body):
         (["--data=gs://bucket/data"], "--machine is missing: The type of the machines"),
         (["--machine=e2-standard-4", "--data=gs://far-away/data"], "no zone near the data (gs://bucket in us-central1, gs://"),
         (["--machine=e2-standard-4", "--project=other"], "project other cannot be looked at"),
-        (["--machine=e2-standard-4", "--workdir=gs://"], "--workdir=gs:// cannot be reached from the machines"),
-        (["--machine=e2-standard-4", "--workdir=gs://bucket/a\nb"], "--workdir=gs://bucket/a\\nb cannot be reached"),
+        (["--machine=e2-standard-4", "--workdir=gs://"], "--workdir=gs:// is no directory of a bucket"),
+        (["--machine=e2-standard-4", "--workdir=gs://bucket/a\nb"], "--workdir=gs://bucket/a\\nb is no directory"),
         (["--machine=e2-standard-4", "--config.model.name=none"], "model.name is 'none'; choose one of"),
         (["--machine=e2-standard-4", "--config.learning_rates=(1e-3,)"], "must be of the same length"),
         (["--machine=e2-standard-4", "--config.features=stored"], "features is 'stored', but gs://bucket/data has"),
@@ -354,7 +356,17 @@ def test_weights_that_no_file_holds_are_no_obstacle(project, weights):
             "(PERMISSIONS_ERROR); 1@cloudservices.gserviceaccount.com needs roles/compute.instanceAdmin.v1 in project",
         ),
         ("QUOTA_EXCEEDED", "GPUS_ALL_REGIONS exceeded globally.", "a quota of a-project is full; ask for more: G"),
-        ("RESOURCE_NOT_FOUND", "The resource 'networks/default' was not found", "The resource 'networks/default' was"),
+        (
+            "RESOURCE_NOT_FOUND",
+            "The resource 'projects/a-project/global/networks/default' was not found",
+            "a-project has no network 'default'; make one, as docs/google-cloud.md shows, and name its --subnetwork: T",
+        ),
+        (
+            "CONDITION_NOT_MET",
+            "Constraint constraints/compute.vmExternalIpAccess violated for project 1.",
+            "a-project gives machines no addresses of the internet; try --nouse_public_ips, with a --subnetwork that",
+        ),
+        ("INVALID_FIELD_VALUE", "No such\nthing", "No such thing (INVALID_FIELD_VALUE)"),
     ],
 )  # fmt: skip
 def test_machines_that_do_not_come_are_one_line_and_leave_nothing(project, capsys, code, message, said):
@@ -373,6 +385,30 @@ def test_every_zone_of_the_region_is_named_by_the_error_of_another(project, caps
         assert launched("--machine=a2-highgpu-8g", f"--zone={zone}") == 1
         zone = re.search(r"try --zone=(\S+):", error_of(capsys))[1]
     assert (zone, sorted(tried)) == (ZONE, [each for each in ZONES if each.startswith("us-central1-")])
+
+
+def test_zones_of_other_regions_are_named_where_the_data_is_in_several(project, capsys):
+    project.locations["bucket"] = "US"
+    project.compute.errors = [("STOCKOUT", "none")]
+    try:
+        assert launched("--machine=a2-highgpu-8g", "--zone=us-central1-f", f"--image={IMAGE}") == 1
+        assert "try --zone=us-east1-b: " in error_of(capsys)
+    finally:
+        project.locations["bucket"] = "US-CENTRAL1"
+
+
+def test_an_answer_that_is_lost_costs_no_machines(project, monkeypatch):
+    monkeypatch.setattr(compute, "_PATIENT", compute._PATIENT.with_delay(initial=0.01, maximum=0.01))
+    lost = [Refusal(status, "not now", "backendError") for status in (429, 500, 502, 503)]
+    methods = ("listManagedInstances", "get", "aggregatedList", "delete")
+    project.compute.lapses = {f"compute.instanceGroupManagers.{each}": list(lost) for each in methods}
+    project.compute.lapses |= {f"compute.{each}": list(lost) for each in ("zoneOperations.get", "globalOperations.get")}
+    project.compute.late = 1
+    assert launched("--machine=e2-standard-4") == 0
+    assert list(project.compute.groups) == [(ZONE, NAME)]
+    assert command("stop", f"--workdir={RUN}") == 0
+    assert project.compute.groups == {}
+    assert not any(project.compute.lapses.values())
 
 
 def test_a_refusal_on_the_way_is_one_line_and_leaves_nothing(project, capsys):
@@ -646,7 +682,7 @@ def test_stop_deletes_machines_and_template(project, capsys):
 def test_a_mistyped_directory_is_no_silence_about_machines(project, capsys):
     for name in ("stop", "status", "logs"):
         assert command(name, "--workdir=gs:/bucket/run") == 2
-        assert "--workdir=gs:/bucket/run cannot be reached from the machines; name it as gs://" in error_of(capsys)
+        assert "--workdir=gs:/bucket/run is no directory of a bucket; name one as gs://" in error_of(capsys)
     assert launched("--machine=e2-standard-4") == 0
     for name, *more in (("stop",), ("status",), ("logs",), ("logs", "--follow")):
         capsys.readouterr()

@@ -92,6 +92,16 @@ def test_other_settings_are_named_and_refused_unless_told_to_overwrite(copy, sou
     assert len(os.listdir(copy / "job/reports")) == 3 + 2
 
 
+def test_shards_of_other_settings_are_made_anew_whatever_the_folder_says(copy, sources, tmp_path):
+    """As a job leaves them that wrote on when it was thought to be gone."""
+    others = (*sources, *OPTIONS, "--config.dataset.resize_mode=pad")
+    assert run_preprocess(*others, f"--output={tmp_path}/fresh") == 0
+    shutil.copy(tmp_path / "fresh/job/settings.json", copy / "job/settings.json")
+    (copy / "dataset.json").unlink()
+    assert run_preprocess(*others, f"--output={copy}") == 0
+    assert content(copy) == content(tmp_path / "fresh")
+
+
 def test_an_archive_written_to_since_is_noticed(tmp_path, pictures, capsys):
     archive = shutil.copy(pictures / "archives/val_256.tar", tmp_path / "val_256.tar")
     source = f"--source=places365:{archive}"

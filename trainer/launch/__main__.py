@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from pipeline import cli
+from pipeline import cli, gs
 from pipeline.errors import UsageError, UserError
 
 try:
@@ -123,7 +123,7 @@ def _status(argv: Sequence[str]) -> None:
     values = _flags()
     cli.parse_flags(values, argv, _status.__doc__)
     if values.workdir:
-        job.check_directory("workdir", values.workdir)
+        gs.check_directory("workdir", values.workdir)
     api, compute = _log_in(values.project)
     name = job.group_name(values.workdir) if values.workdir else f"{job.PREFIX}.*"
     groups, hidden = compute.groups(name)
@@ -144,7 +144,7 @@ def _logs(argv: Sequence[str]) -> None:
     flags.DEFINE_boolean("follow", False, "Goes on with what they say, until interrupted.", flag_values=values)
     cli.parse_flags(values, argv, _logs.__doc__)
     cli.require(values, "workdir")
-    job.check_directory("workdir", values.workdir)
+    gs.check_directory("workdir", values.workdir)
     api, compute = _log_in(values.project)
     name = job.group_name(values.workdir)
     logs = Logs(api, compute.project, name)
@@ -165,7 +165,7 @@ def _stop(argv: Sequence[str]) -> None:
     values = _flags()
     cli.parse_flags(values, argv, _stop.__doc__)
     cli.require(values, "workdir")
-    job.check_directory("workdir", values.workdir)
+    gs.check_directory("workdir", values.workdir)
     _, compute = _log_in(values.project)
     name = job.group_name(values.workdir)
     groups, hidden = compute.groups(name)

@@ -15,7 +15,7 @@ from pipeline import gs, manifest
 from pipeline.errors import UsageError, UserError
 from trainer import loop, replicas, workdir
 from trainer.checkpoints import Checkpoints
-from trainer.launch.job import GRACE, Job, check_directory
+from trainer.launch.job import GRACE, Job
 from trainer.models import extractor
 
 _LOGGER = logging.getLogger(__name__)
@@ -32,12 +32,6 @@ _ABOVE = ("roles/editor", "roles/owner")
 _ACCOUNT_ROLES = (
     ("roles/compute.instanceAdmin.v1", "roles/compute.admin", *_ABOVE),
     ("roles/logging.logWriter", "roles/logging.admin", *_ABOVE),
-)
-_IMAGE_ROLES = (
-    "roles/artifactregistry.reader",
-    "roles/artifactregistry.writer",
-    "roles/artifactregistry.admin",
-    *_ABOVE,
 )
 
 
@@ -85,7 +79,7 @@ def choose(api: Api, compute: Compute, wishes: Wishes, config: ConfigDict, data:
     """
     project = compute.project
     _check_run(config, data, work_dir)
-    zone, machine = _find_zone(api, compute, wishes, data, work_dir)
+    zone, others, machine = _find_zone(api, compute, wishes, data, work_dir)
     region = region_of(zone)
     _check_config(config, wishes.count, max(1, machine.gpus))
     checks.check_permissions(api, project, _PERMISSIONS)
@@ -95,13 +89,14 @@ def choose(api: Api, compute: Compute, wishes: Wishes, config: ConfigDict, data:
     for each in _ACCOUNT_ROLES:
         roles.require(each)
     checks.check_account_objects(api, gs.split(work_dir)[0], project, roles)
-    roles.warn_without(_IMAGE_ROLES)  # which it may have on the repository alone
+    roles.warn_without(checks.IMAGE_ROLES)  # which it may have on the repository alone
     image = wishes.image or f"{region}-docker.pkg.dev/{project}/koalarization/trainer:main"
     if machine.gpus:
         hours = wishes.max_hours + GRACE.total_seconds() / 3600
         quotas.check_gpus(compute, region, machine.gpu_type, wishes.count * machine.gpus, wishes.spot, hours)
     return Job(
-        workdir=work_dir, project=project, zone=zone, machine=machine, count=wishes.count, spot=wishes.spot,
+        workdir=work_dir, project=project, zone=zone, others=others, machine=machine,
+        count=wishes.count, spot=wishes.spot,
         end=datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=wishes.max_hours),
         image=_pin_image(api, image), account=account, subnetwork=wishes.subnetwork,
         public_ips=wishes.public_ips, config=workdir.to_json(config),
@@ -111,9 +106,8 @@ def choose(api: Api, compute: Compute, wishes: Wishes, config: ConfigDict, data:
 
 def _check_run(config: ConfigDict, data: str, work_dir: str) -> None:
     for name, path in (("data", data), ("workdir", work_dir)):
-        check_directory(name, path)
-    weights = extractor.find_weights(config.model)
-    if weights not in (None, extractor.IMAGENET):
+        gs.check_directory(name, path)
+    if (weights := extractor.find_file(config.model)) is not None:
         if not gs.has_object(weights):
             raise UsageError(
                 f"model.feature_weights is '{weights}', which the machines cannot reach; copy it to a bucket, and name "
@@ -132,7 +126,10 @@ def _check_config(config: ConfigDict, machines: int, replicas_each: int) -> None
     loop.check(config, machines * replicas_each)
 
 
-def _find_zone(api: Api, compute: Compute, wishes: Wishes, data: str, work_dir: str) -> tuple[str, MachineType]:
+def _find_zone(
+    api: Api, compute: Compute, wishes: Wishes, data: str, work_dir: str
+) -> tuple[str, tuple[str, ...], MachineType]:
+    """The zone that is wished for, or another one; others to try; and the machine there."""
     buckets = [checks.find_bucket(api, name) for name in sorted({gs.split(path)[0] for path in (data, work_dir)})]
     found = compute.machine_types(wishes.machine)
     if not found:
@@ -145,13 +142,15 @@ def _find_zone(api: Api, compute: Compute, wishes: Wishes, data: str, work_dir: 
             places = ", ".join(f"gs://{each.name} in {each.location.lower()}" for each in buckets if each)
             raise UserError(f"no zone near the data ({places}) has {wishes.machine}; it is in {_some(found)}")
         _LOGGER.info("zone %s was chosen of those near the data that have %s: %s", near[0], wishes.machine, _some(near))
-        return near[0], found[near[0]]
-    if wishes.zone not in found:
+    elif wishes.zone not in found:
         raise UsageError(f"--zone={wishes.zone} has no {wishes.machine}; choose one of {_some(near or found)}")
-    for bucket in buckets:
-        if bucket:
-            checks.check_region(bucket, region_of(wishes.zone))
-    return wishes.zone, found[wishes.zone]
+    else:
+        for bucket in buckets:
+            if bucket:
+                checks.check_region(bucket, region_of(wishes.zone))
+    zone = wishes.zone or near[0]
+    others = sorted((each for each in near if each != zone), key=lambda each: (each < zone, each))
+    return zone, tuple(others), found[zone]  # in a circle, so that all come up
 
 
 def _some(zones: Sequence[str] | dict[str, MachineType]) -> str:

@@ -10,8 +10,6 @@ from typing import Any
 from google.cloud import compute_v1
 
 from cloud.compute import MachineType, region_of
-from pipeline import gs
-from pipeline.errors import UsageError
 
 PREFIX = "koalarization-train-"
 GRACE = datetime.timedelta(minutes=15)  # after which machines that should have gone by themselves are deleted
@@ -34,16 +32,6 @@ _SCOPES = tuple(
 )
 
 
-def check_directory(name: str, path: str) -> None:
-    """Looks whether machines can reach what an option names.
-
-    Raises:
-        UsageError: it is on no bucket.
-    """
-    if not gs.has_object(path):
-        raise UsageError(f"--{name}={path} cannot be reached from the machines; name it as gs://BUCKET/DIRECTORY")
-
-
 def group_name(workdir: str) -> str:
     """The name of the machines that train in a directory: there are none twice, whoever asks for them."""
     return PREFIX + hashlib.blake2b(workdir.rstrip("/").encode(), digest_size=5).hexdigest()
@@ -62,6 +50,7 @@ class Job:
         workdir: the directory of the run.
         project: that pays.
         zone: of the machines.
+        others: zones near the data that have such machines, too, in the order in which to try them.
         machine: their type.
         count: how many.
         spot: whether they are cheap, and may be taken away at any time.
@@ -77,6 +66,7 @@ class Job:
     workdir: str
     project: str
     zone: str
+    others: tuple[str, ...]
     machine: MachineType
     count: int
     spot: bool
@@ -209,11 +199,14 @@ def _network(job: Job) -> compute_v1.NetworkInterface:
 
 
 def _scheduling(job: Job) -> compute_v1.Scheduling:
-    """Machines with GPUs cannot move: they are stopped for maintenance and, unless they are spot, started again."""
+    """Machines with GPUs cannot move: they are stopped for maintenance and, unless they are spot, started again.
+
+    https://cloud.google.com/compute/docs/instances/host-maintenance-overview
+    """
     return compute_v1.Scheduling(
         provisioning_model="SPOT" if job.spot else "STANDARD",
         automatic_restart=not job.spot,
-        on_host_maintenance="TERMINATE",
+        on_host_maintenance="TERMINATE" if job.spot or job.machine.gpus else None,  # which others may not say
         instance_termination_action="DELETE",
         termination_time=(job.end + GRACE).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )

@@ -1,13 +1,12 @@
 """The machines of a training job: made together or not at all, and what keeps them from coming in one sentence."""
 
-import contextlib
 import datetime
 import logging
 import re
 import time
 
 from cloud.api import Refused
-from cloud.compute import Compute, Group, Machine, Unavailable, region_of
+from cloud.compute import Compute, Group, Machine, Unavailable
 from pipeline.errors import UserError
 from trainer.launch import job
 from trainer.launch.job import Job
@@ -16,12 +15,13 @@ from trainer.launch.logs import Logs
 _LOGGER = logging.getLogger(__name__)
 _LOOK_SECONDS = 5.0
 _HEAR_SECONDS = 15.0  # a minute's quota of reading logs is small
-_MOST = datetime.timedelta(minutes=15)  # that machines may take to come
+_MOST = datetime.timedelta(minutes=15)  # that machines may take to come; nobody waits for those of an older group
 _SILENT = datetime.timedelta(minutes=10)  # that they may take until their script begins, which is the first it says
 _NO_CAPACITY = ("ZONE_RESOURCE_POOL_EXHAUSTED", "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS", "STOCKOUT")
 _NO_PERMISSION = (
     "PERMISSION_DENIED", "PERMISSIONS_ERROR", "IAM_PERMISSION_DENIED", "SERVICE_ACCOUNT_ACCESS_DENIED", "forbidden",
 )  # fmt: skip
+_NO_ADDRESSES = "constraints/compute.vmExternalIpAccess"  # of an organization
 _GONE = "the machines were deleted before each of them was heard: stopped, or at their end already; see their logs"
 _ACTING_AS = re.compile(r"when acting as '([^']+)'")  # the account of Google's that makes the machines of a group
 
@@ -72,7 +72,7 @@ def make(compute: Compute, logs: Logs, chosen: Job) -> None:
     except BaseException as error:
         _delete(compute, chosen)
         if isinstance(error, Unavailable):
-            raise _explain(compute, chosen, error.reason, str(error)) from error
+            raise _explain(chosen, error.reason, str(error)) from error
         raise
 
 
@@ -117,7 +117,7 @@ def _wait(compute: Compute, chosen: Job) -> None:
     while True:
         machines = compute.machines(chosen.name, chosen.zone)
         if errors := [error for machine in machines for error in machine.errors]:
-            raise _explain(compute, chosen, *errors[0])
+            raise _explain(chosen, *errors[0])
         if not machines:
             raise UserError(_GONE)
         running = sum(machine.status == "RUNNING" for machine in machines)
@@ -161,15 +161,12 @@ def _listen(compute: Compute, logs: Logs, chosen: Job) -> None:
         time.sleep(_HEAR_SECONDS)
 
 
-def _explain(compute: Compute, chosen: Job, code: str, message: str) -> UserError:
+def _explain(chosen: Job, code: str, message: str) -> UserError:
     """An error of Compute Engine's in one sentence, with what to try next."""
     said = f"{' '.join(message.split())} ({code})" if code else " ".join(message.split())
     if code in _NO_CAPACITY:
-        zones = []
-        with contextlib.suppress(UserError):  # else it would be said in place of what is known
-            zones = [each for each in compute.machine_types(chosen.machine.name) if region_of(each) == chosen.region]
-        others = sorted(zones, key=lambda zone: (zone <= chosen.zone, zone))[:-1]  # in a circle, so that all come up
-        advice = f"try --zone={others[0]}" if others else "try it later" if chosen.spot else "try --spot, or later"
+        later = "try it later" if chosen.spot else "try --spot, or later"
+        advice = f"try --zone={chosen.others[0]}" if chosen.others else later
         return UserError(f"{chosen.zone} has no {chosen.machine.name} to give at the moment; {advice}: {said}")
     if "quota" in code.lower():
         other = "" if "globally" in message else ", or try another region"
@@ -179,6 +176,16 @@ def _explain(compute: Compute, chosen: Job, code: str, message: str) -> UserErro
         return UserError(
             f"{said}; {f'{acting[1]} needs' if acting else 'you need'} roles/compute.instanceAdmin.v1 in project "
             f"{chosen.project}, and roles/iam.serviceAccountUser on {chosen.account}"
+        )
+    if "networks/default" in message and not chosen.subnetwork:
+        return UserError(
+            f"{chosen.project} has no network 'default'; make one, as docs/google-cloud.md shows, and name its "
+            f"--subnetwork: {said}"
+        )
+    if _NO_ADDRESSES in message:
+        return UserError(
+            f"{chosen.project} gives machines no addresses of the internet; try --nouse_public_ips, with a "
+            f"--subnetwork that has Private Google Access: {said}"
         )
     return UserError(said)
 

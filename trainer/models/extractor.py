@@ -30,6 +30,12 @@ def find_weights(config: ConfigDict) -> str | None:
     return None if config.feature_weights in (None, "none", "None") else config.feature_weights
 
 
+def find_file(config: ConfigDict) -> str | None:
+    """The path that the `model` fields of a configuration name as weights; None for random ones, and for Keras's."""
+    weights = find_weights(config)
+    return None if weights == IMAGENET else weights
+
+
 def check_weights(weights: str) -> None:
     """Looks for the file, or TF-Slim's checkpoint, of weights.
 
