@@ -149,8 +149,9 @@ def _read(blob: "Blob", offset: int, length: int) -> bytes:
 
 def read_generation(path: str) -> tuple[bytes, int]:
     """The content of a small object, and which of all that ever had its name it is."""
-    blob = _blob(path)
-    return blob.download_as_bytes(), blob.generation
+    found = _blob(path)
+    found.reload()
+    return found.bucket.blob(found.name, generation=found.generation).download_as_bytes(), found.generation
 
 
 def replace(path: str, content: bytes, generation: int) -> bool:

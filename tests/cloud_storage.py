@@ -121,6 +121,7 @@ class _Front(http.server.ThreadingHTTPServer):
         self.faults = faults
         self.requests = []
         self.uploads = defaultdict(_Upload)
+        self.looking = threading.Lock()  # at an object, before it is replaced
 
     def handle_error(self, request, client_address):
         if not isinstance(sys.exc_info()[1], (OSError, http.client.HTTPException)):  # of a client that hung up
@@ -220,7 +221,25 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 lambda part, content_range: self._ask_emulator(part, headers | {"Content-Range": content_range}),
                 headers["Content-Range"], body, fault == "truncated",
             )  # fmt: skip
+        query = {name: value for name, (value, *_) in urllib.parse.parse_qs(self.path.partition("?")[2]).items()}
+        if self.command == "POST" and "ifGenerationMatch" in query:
+            with self.server.looking:
+                if self._generation(body) != query["ifGenerationMatch"]:
+                    return 412, {"Content-Type": "text/plain"}, b"conditionNotMet"
+                return self._ask_emulator(body, headers)
+        if query.get("uploadType") == "media" and not body:
+            body, headers["Content-Type"] = _as_parts(query["name"]), "multipart/related; boundary=part"
+            self.path = self.path.replace("uploadType=media", "uploadType=multipart")
         return self._ask_emulator(body, headers)
+
+    def _generation(self, body):
+        """That of the object which a multipart upload would replace; 0 for none."""
+        name = json.loads(re.search(rb'{"name".*?}', body)[0])["name"]
+        path = self.path.partition("?")[0].removeprefix("/upload")
+        self._emulator.request("GET", f"{path}/{urllib.parse.quote(name, safe='')}")
+        response = self._emulator.getresponse()
+        found = json.loads(response.read() or b"{}")
+        return str(found["generation"]) if response.status == 200 else "0"
 
     def _ask_emulator(self, body, headers):
         self._emulator.request(self.command, self.path, body, headers | {"Content-Length": str(len(body))})
@@ -262,6 +281,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             socket.socket(fileno=self.connection.detach()).close()
         else:
             self.connection.close()
+
+
+def _as_parts(name):
+    """The body of a multipart upload of nothing, of which one of the emulators takes no other."""
+    parts = (("application/json", json.dumps({"name": name})), ("application/octet-stream", ""))
+    return "".join(f"--part\r\nContent-Type: {kind}\r\n\r\n{text}\r\n" for kind, text in parts).encode() + b"--part--"
 
 
 class CloudStorage:
