@@ -4,7 +4,7 @@ On a local disk the folder is locked while a claim is looked at and written; on 
 place of the very one that was looked at. The owner writes the time into the file every few seconds. A claim is stale
 when its process is known to be gone, or has not been heard of for two minutes: another job may then take it over.
 Should the first one be alive after all, both write the same bytes: a job of other settings is refused before it writes
-anything.
+anything, or else, told to overwrite, has changed the settings, at which the first one looks before each shard.
 """
 
 import contextlib

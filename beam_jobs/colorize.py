@@ -17,7 +17,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -97,7 +97,7 @@ def colorize(
     with job.claimed():
         job.resume(settings)
         done = runner.run(
-            lambda pipeline: _build(pipeline, inputs, output, recipe),
+            lambda pipeline: _build(pipeline, inputs, output, recipe, settings["sources"]),
             options,
             progress=lambda: len(job.reported() & parts),
             total=len(parts),
@@ -110,7 +110,13 @@ def colorize(
     return summary
 
 
-def _build(pipeline: beam.Pipeline, inputs: Sequence[sources.Source], output: str, recipe: Recipe) -> None:
+def _build(
+    pipeline: beam.Pipeline,
+    inputs: Sequence[sources.Source],
+    output: str,
+    recipe: Recipe,
+    described: Mapping[str, object],
+) -> None:
     """Adds the whole job to a pipeline; it is complete when `SUMMARY` stands in the output."""
     placed = pipeline | ListPictures(inputs, output, picture_writer.PARTITION)
     listed = placed | "CountListed" >> beam.Map(lambda placed: ((placed[1].source, LISTED), placed[1].pictures))
@@ -137,17 +143,28 @@ def _build(pipeline: beam.Pipeline, inputs: Sequence[sources.Source], output: st
             beam.pvalue.AsDict(counts | beam.CombinePerKey(sum)),
             beam.pvalue.AsSingleton(gray | beam.combiners.Count.Globally()),
             beam.pvalue.AsSingleton(gray | beam.combiners.Top.Smallest(_NAMED)),
+            inputs,
+            described,
             output,
         )
     )
 
 
-def _write_summary(reports: Sequence[str], counts: _Counts, gray: int, some_gray: Sequence[str], output: str) -> None:
+def _write_summary(
+    reports: Sequence[str],
+    counts: _Counts,
+    gray: int,
+    some_gray: Sequence[str],
+    inputs: Sequence[sources.Source],
+    described: Mapping[str, object],
+    output: str,
+) -> None:
     """Writes `rejects.jsonl`, looks whether every picture is accounted for, and writes `SUMMARY`.
 
     Raises:
         UserError: pictures are missing, or none could be colorized.
     """
+    sources.check_unchanged(inputs, described)
     rejects = FileSystems.join(output, manifest.REJECTS_FILE_NAME)
     with storage.create(rejects) as file:
         for report in JobFolder(output).read_reports(sorted(reports), PartReport):

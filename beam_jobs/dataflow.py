@@ -26,6 +26,7 @@ from apache_beam.runners.dataflow.internal.apiclient import DataflowJobAlreadyEx
 from apache_beam.runners.runner import PipelineResult, PipelineState
 from google.api_core.exceptions import GoogleAPICallError
 from google.auth.exceptions import GoogleAuthError
+from google.protobuf.json_format import ParseError
 
 from cloud import checks
 from cloud.api import MAY_PASS, Api
@@ -91,8 +92,9 @@ def prepare(
         roles.require(_WORKER_ROLES)
         if _is_own(options):
             roles.warn_without(checks.IMAGE_ROLES)  # which it may have on the repository alone
-        for name in _written(cloud, output):
-            checks.check_account_objects(api, name, cloud.project, roles)
+        checks.check_account_objects(
+            api, cloud.project, roles, _written(cloud, output), {gs.split(path)[0] for path in paths}
+        )
         _refuse_second(api, cloud)
     _bring_code(api, options, job, needs_image)
     if errors := PipelineOptionsValidator(options, DataflowRunner()).validate():
@@ -103,6 +105,11 @@ def _check_paths(options: PipelineOptions, job: str, output: str, paths: list[st
     cloud = options.view_as(GoogleCloudOptions)
     if cloud.template_location and needs_image:
         raise UsageError(f"--template_location={cloud.template_location}: '{job}' has no template; leave it out")
+    if cloud.job_name and not cloud.template_location:
+        raise UsageError(
+            f"--job_name={cloud.job_name} cannot be chosen: a job is named by its output, so that there are no two of "
+            "them; leave it out, and tell jobs apart by --labels=NAME=VALUE"
+        )
     for path in (*paths, output):
         if not gs.is_path(path):
             raise UsageError(f"{path} cannot be reached from Dataflow; copy it to a bucket, and name it as gs://...")
@@ -157,12 +164,9 @@ def _refuse_second(api: Api, cloud: GoogleCloudOptions) -> None:
     Raises:
         UserError: there is one.
     """
-    request = {"filter": "ACTIVE", "name": cloud.job_name}
-    token: str | None = ""
-    while token is not None:
-        found = api.get(
-            f"{_JOBS}/{cloud.project}/jobs:aggregated", **request, **({"pageToken": token} if token else {})
-        )
+    request: dict[str, str] | None = {"filter": "ACTIVE"}
+    while request:
+        found = api.get(f"{_JOBS}/{cloud.project}/jobs:aggregated", **request)
         for job in found.get("jobs", ()):
             if job["name"] == cloud.job_name:
                 raise UserError(
@@ -172,6 +176,7 @@ def _refuse_second(api: Api, cloud: GoogleCloudOptions) -> None:
         for place in found.get("failedLocation", ()):
             _LOGGER.warning("WARNING: whether a job writes there already cannot be seen in %s", place["name"])
         token = found.get("nextPageToken")
+        request = {"filter": "ACTIVE", "pageToken": token} if token else None
 
 
 def _console(job: str, region: str, project: str) -> str:
@@ -295,7 +300,7 @@ def explain(error: Exception) -> UserError | None:
         return UserError(
             f"a job writes there already: {one_line(error).partition(' If you want')[0]} Wait for it, or cancel it"
         )
-    if isinstance(error, (GoogleAPICallError, GoogleAuthError, OSError, RuntimeError)):
+    if isinstance(error, (GoogleAPICallError, GoogleAuthError, OSError, RuntimeError, ParseError)):
         is_refused = isinstance(error, GoogleAPICallError) and error.code not in MAY_PASS
         again = "" if is_refused else "; try again"
         return UserError(f"Dataflow cannot be given the job, or be asked about it: {one_line(error)}{again}")

@@ -9,12 +9,13 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from crc32c import crc32c
 
-from beam_jobs import blocks, storage
+from beam_jobs import blocks, sources, storage
 from beam_jobs.blocks import Placed
 from beam_jobs.job_folder import JobFolder
 from beam_jobs.listing import ListPictures
@@ -48,18 +49,25 @@ def write_dataset(
         overwrite: replace shards of other pictures instead of refusing them.
         max_reject_fraction: the share of rejected pictures, in [0, 1], above which the job fails.
     """
+    described = settings(inputs, spec)
     placed = pipeline | ListPictures(inputs, output, spec.partition)
     listed = placed | beam.Map(_count) | "CountListed" >> beam.CombinePerKey(sum)
     # A shard to which no picture falls is written all the same, empty: the names promise a number of files.
     every = [(tuple(shard), blocks.EMPTY) for shard in spec.partition.shards()]
     seeds = pipeline | "EveryShard" >> beam.Create(every).with_output_types(Placed)
-    write = WriteShard(output, spec, overwrite)
+    write = WriteShard(output, spec, overwrite, described)
     summaries = (placed, seeds) | beam.Flatten() | beam.GroupByKey() | "WriteShard" >> beam.ParDo(write)
     (
         summaries
         | beam.combiners.ToList()
-        | "WriteManifest" >> beam.Map(_write_manifest, beam.pvalue.AsDict(listed), output, spec, max_reject_fraction)
+        | "WriteManifest"
+        >> beam.Map(_write_manifest, beam.pvalue.AsDict(listed), inputs, output, spec, described, max_reject_fraction)
     )
+
+
+def settings(inputs: Sequence[Source], spec: DatasetSpec) -> dict[str, Any]:
+    """What decides over the bytes of a dataset, for its `JobFolder`."""
+    return {"schema_version": manifest.SCHEMA_VERSION, "sources": sources.describe(inputs), **spec.to_dict()}
 
 
 def _count(placed: Placed) -> tuple[tuple[str, str], int]:
@@ -68,9 +76,17 @@ def _count(placed: Placed) -> tuple[tuple[str, str], int]:
 
 
 def _write_manifest(
-    summaries: Sequence[ShardSummary], listed: _Counts, output: str, spec: DatasetSpec, max_reject_fraction: float
+    summaries: Sequence[ShardSummary],
+    listed: _Counts,
+    inputs: Sequence[Source],
+    output: str,
+    spec: DatasetSpec,
+    described: dict[str, Any],
+    max_reject_fraction: float,
 ) -> None:
     """Writes `rejects.jsonl`, looks whether every picture is accounted for, and writes `dataset.json`."""
+    sources.check_unchanged(inputs, described["sources"])
+    JobFolder(output).check_owner(described)
     summaries = sorted(summaries, key=lambda summary: (SPLITS.index(summary.shard.split), summary.shard.number))
     rejects = _write_rejects(summaries, output)
     result = Manifest(
@@ -89,8 +105,11 @@ def _write_manifest(
 
 def _features(result: Manifest, output: str) -> FeaturesInfo | None:
     """Those of the shards that stood there before, if they are the same shards."""
+    path = FileSystems.join(output, manifest.FILE_NAME)
+    if (text := storage.read_if_there(path)) is None:
+        return None
     try:
-        before = manifest.read(output, storage.open_binary)
+        before = Manifest.from_json(text, path)
     except UserError:
         return None
     return before.features if before.splits == result.splits else None

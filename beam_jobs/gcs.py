@@ -203,6 +203,14 @@ def names(directory: str) -> Iterator[str]:
     return (blob.name[len(prefix) :] for blob in found if not blob.name.endswith("/"))  # which stands for a folder
 
 
+def below(folder: str) -> Iterator[tuple[str, int]]:
+    """Path and size in bytes of each object below a folder, or in a bucket; a thousand of them in memory."""
+    bucket, name = gs.split(folder.rstrip("/"))
+    for blob in _client().list_blobs(bucket, prefix=name and f"{name}/", fields="items(name,size),nextPageToken"):
+        if not blob.name.endswith("/"):  # which stands for a folder
+            yield f"{gs.SCHEME}{bucket}/{blob.name}", blob.size
+
+
 def match(pattern: str) -> Iterator[tuple[str, int]]:
     """Path and size in bytes of each object that matches a pattern of Beam's; a thousand of them in memory.
 

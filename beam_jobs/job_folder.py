@@ -75,6 +75,18 @@ class JobFolder:
         for folder in (self._output, self.folder, self._reports, self.index):
             storage.delete_temporaries(folder)
 
+    def check_owner(self, settings: dict[str, Any]) -> None:
+        """Looks whether nobody makes something else here by now: a job that is not heard of for long may be replaced.
+
+        Raises:
+            UserError: somebody does.
+        """
+        if self._read_settings() != _as_stored(settings):
+            raise UserError(
+                f"--output={self._output} was taken over by another job, while nothing was heard of this one; name "
+                "another directory"
+            )
+
     def check(self, settings: dict[str, Any]) -> None:
         """Compares the settings of a job with those of what stands in the output.
 
@@ -144,10 +156,7 @@ class JobFolder:
         return manifest.FILE_NAME not in made and not has_features and not any(sizes)
 
     def _read_settings(self) -> dict[str, Any] | None:
-        try:
-            return msgspec.json.decode(storage.read_text(self._settings), type=dict[str, Any])
-        except (OSError, msgspec.DecodeError):
-            return None
+        return _decode(storage.read_if_there(self._settings), dict[str, Any])
 
     def _made(self) -> list[str]:
         """The files of a dataset that stand in the output, `dataset.json` first."""
@@ -164,11 +173,12 @@ class JobFolder:
             storage.delete(FileSystems.join(self._reports, name))
 
     def read_report(self, shard: str, kind: type[_Record]) -> _Record | None:
-        """What was reported of a shard; None, if nothing that can be read."""
-        try:
-            return msgspec.json.decode(storage.read_text(self._report(shard)), type=kind)
-        except (OSError, msgspec.DecodeError):
-            return None
+        """What was reported of a shard; None, if nothing that can be understood.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return _decode(storage.read_if_there(self._report(shard)), kind)
 
     def read_reports(self, names: Iterable[str], kind: type[_Record]) -> Iterator[_Record]:
         """What was reported of each of some shards, one report in memory at a time.
@@ -193,6 +203,14 @@ class JobFolder:
 
     def _report(self, shard: str) -> str:
         return FileSystems.join(self._reports, f"{shard}.json")
+
+
+def _decode(text: str | None, kind: type[_Record]) -> _Record | None:
+    """What a file holds; None, if there is none, or one that no job has written."""
+    try:
+        return None if text is None else msgspec.json.decode(text, type=kind)
+    except msgspec.DecodeError:
+        return None
 
 
 def _as_stored(settings: dict[str, Any]) -> dict[str, Any]:

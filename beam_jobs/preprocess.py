@@ -20,7 +20,6 @@ or damaged. What it needs for that stands in the folder job/ of the output.
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 
@@ -87,7 +86,7 @@ def print_plan(
     """
     sources.check_inputs(inputs)
     if not overwrite:
-        JobFolder(output).check(_settings(inputs, spec))
+        JobFolder(output).check(dataset.settings(inputs, spec))
     found = plan.make_plan(inputs, spec)
     print(found.describe(spec, cores))
     found.check(spec, output, max_reject_fraction)
@@ -124,9 +123,8 @@ def preprocess(
         about = plan.make_plan(inputs, spec, glance=True)
         _LOGGER.info("about:\n%s", about.describe(spec, runner.cores(options)))
     start = time.monotonic()
-    settings = _settings(inputs, spec)
     names = {spec.partition.file_name(shard) for shard in spec.partition.shards()}
-    with JobFolder(output).open(settings, overwrite):
+    with JobFolder(output).open(dataset.settings(inputs, spec), overwrite):
         if found := storage.names(output) & names:
             _LOGGER.info(
                 "goes on: %d of %d shards stand in %s; those that are whole are kept", len(found), len(names), output
@@ -141,11 +139,6 @@ def preprocess(
     result = manifest.read(output, storage.open_binary)
     _report(result, output, counters["converted"], time.monotonic() - start)
     return result
-
-
-def _settings(inputs: Sequence[sources.Source], spec: DatasetSpec) -> dict[str, Any]:
-    """What decides over the bytes of a dataset."""
-    return {"schema_version": manifest.SCHEMA_VERSION, "sources": sources.describe(inputs), **spec.to_dict()}
 
 
 def _report(result: Manifest, output: str, converted: int, seconds: float) -> None:

@@ -37,6 +37,7 @@ def quiet() -> Iterator[None]:
     of the interrupt are dropped: an older one may tell why it was waited for in vain.
     """
     logging.getLogger("apache_beam.utils.subprocess_server").setLevel(logging.ERROR)  # it warns of stopping its server
+    logging.getLogger("apache_beam.utils.retry").setLevel(logging.ERROR)  # of each try, with a trace
     held, stderr = _Held(), sys.stderr
     try:
         with held.logs(), held.threads(), contextlib.redirect_stderr(_Stream(stderr, held)):  # type: ignore[type-var]

@@ -3,7 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import cv2
@@ -55,10 +55,11 @@ class WriteShard(beam.DoFn):
     References come in any order and leave in that of the partition, so a shard is the same bytes on any runner.
     """
 
-    def __init__(self, output: str, spec: DatasetSpec, overwrite: bool):
+    def __init__(self, output: str, spec: DatasetSpec, overwrite: bool, settings: dict[str, Any]):
         self._output = output
         self._spec = spec
         self._overwrite = overwrite
+        self._settings = settings
         self._job = JobFolder(output)
 
     def setup(self) -> None:
@@ -82,6 +83,7 @@ class WriteShard(beam.DoFn):
             storage.delete(FileSystems.join(self._output, manifest.FILE_NAME))  # which is of those others
             report = None
         if report is None or not storage.holds(self._output, report.info):
+            self._job.check_owner(self._settings)
             report = self._write(shard, name, refs, pictures)
             self._job.write_report(name, report)
         for reject in report.rejects:

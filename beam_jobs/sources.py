@@ -10,12 +10,13 @@ import itertools
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO, NamedTuple, NoReturn
 
 from apache_beam.io.filesystem import FileSystem
 
 from beam_jobs import storage, tar
+from pipeline import gs
 from pipeline.errors import UsageError, UserError, one_line
 from pipeline.files import WILDCARD
 from pipeline.manifest import FILE_NAME
@@ -130,6 +131,21 @@ def describe(inputs: Sequence[Source]) -> dict[str, dict[str, int] | None]:
         is_file = "://" not in source.path and os.path.isfile(source.path)
         described[str(source)] = storage.stat(source.path)._asdict() if is_file or is_archive(source) else None
     return described
+
+
+def check_unchanged(inputs: Sequence[Source], before: Mapping[str, object]) -> None:
+    """Looks whether sources are as `describe` found them.
+
+    Raises:
+        UserError: one is not.
+    """
+    try:
+        now = describe(inputs)
+    except OSError as error:
+        raise UserError(f"a source is gone while it was read: {one_line(error)}; bring it back") from error
+    for name, described in now.items():
+        if described != before[name]:
+            raise UserError(f"source {name} was written to while it was read; start the job again with --overwrite")
 
 
 def check_inputs(inputs: Sequence[Source]) -> None:
@@ -267,7 +283,7 @@ def _list_files(part: Part) -> Iterator[tuple[str, str, int, int]]:
         for member in _list_archive(part):
             yield member.name, path, member.offset, member.length
         return
-    wildcard = None if _is_folder(path) else WILDCARD.search(path)
+    wildcard = None if _is_folder(path) or _is_remote_folder(part.source) else WILDCARD.search(path)
     folder = os.path.dirname(path[: wildcard.start()]) if wildcard else path
     for file_path, length in _list_tree(part.source):
         base = os.path.dirname(path) if file_path == path else folder
@@ -309,7 +325,11 @@ def _list_tree(source: Source) -> Iterator[tuple[str, int]]:
     if os.path.isfile(path):
         yield path, _size(path)
         return
-    try:
+    if _is_remote_folder(source):
+        with _listing(source):
+            yield from storage.below(path)
+        return
+    with _listing(source):
         if "://" in path and not WILDCARD.search(path):
             if storage.is_object(path):
                 yield path, storage.stat(path).size
@@ -318,8 +338,23 @@ def _list_tree(source: Source) -> Iterator[tuple[str, int]]:
         for file_path, size in storage.match(path):
             if "://" in path or _is_file(file_path):
                 yield file_path, size
+
+
+@contextlib.contextmanager
+def _listing(source: Source) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f"source {source} cannot be listed: {one_line(error)}") from error
+
+
+def _is_remote_folder(source: Source) -> bool:
+    """Whether anything lies below a name on Cloud Storage, be there an object of that name as well."""
+    if not gs.is_path(source.path):
+        return False
+    with _listing(source):
+        is_picture = not WILDCARD.search(source.path) and storage.is_object(source.path)
+        return not is_picture and next(storage.below(source.path), None) is not None
 
 
 def _is_folder(path: str) -> bool:

@@ -146,6 +146,20 @@ def read_text(path: str) -> str:
         return file.read().decode(errors="replace")  # a damaged one: for who parses it to say
 
 
+def read_if_there(path: str) -> str | None:
+    """The content of a text file; None, if there is none.
+
+    Raises:
+        UserError: it cannot be read, which says nothing of whether it is there.
+    """
+    try:
+        return read_text(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}; start the job again") from error
+
+
 def read_version(path: str) -> tuple[bytes, int]:
     """The content of a small file, and its version, for `replace`; 0 where none is known.
 
@@ -324,6 +338,16 @@ def match(pattern: str) -> Iterator[tuple[str, int]]:
             yield from (_path_and_size(metadata) for metadata in result.metadata_list if metadata.path not in seen)
 
 
+def below(folder: str) -> Iterator[tuple[str, int]]:
+    """Path and size in bytes of each object of Cloud Storage below a folder, whose name is taken as it is.
+
+    Raises:
+        OSError: they cannot be listed.
+    """
+    with _os_errors(folder):
+        yield from gcs.below(folder)
+
+
 def _path_and_size(metadata: FileMetadata) -> tuple[str, int]:
     return metadata.path, metadata.size_in_bytes
 
@@ -334,7 +358,7 @@ def is_object(path: str) -> bool:
     Raises:
         OSError: the store does not answer.
     """
-    if not gs.is_path(path) or path.endswith("/"):
+    if not gs.has_object(path) or path.endswith("/"):
         return False
     with _os_errors(path):
         return gcs.exists(path)

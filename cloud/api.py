@@ -103,9 +103,12 @@ class Api:
 
     def _json(self, method: str, url: str, **options: Any) -> dict[str, Any]:
         try:
-            return self._ask(method, url, **options).json()
+            found = self._ask(method, url, **options).json()
         except ValueError as error:
             raise UserError(f"{url} gives no JSON: {one_line(error)}; try again") from error
+        if not isinstance(found, dict):
+            raise UserError(f"{url} gives no JSON object; try again")
+        return found
 
     def _ask(self, method: str, url: str, **options: Any) -> Response:
         try:

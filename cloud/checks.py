@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cloud.api import Api, Refused
@@ -29,10 +29,12 @@ _BUCKET_PERMISSIONS = {
         "roles/storage.objectAdmin",
     ),
 }
-# What an account needs on a bucket, and what has it, too: the last one comes with editors of the bucket's project.
-_OBJECT_ROLES = (
+# The least that an account needs on a bucket, and what has it, too: the legacy ones come with a role in its project.
+_WRITE_ROLES = (
     "roles/storage.objectAdmin", "roles/storage.objectUser", "roles/storage.admin", "roles/storage.legacyObjectOwner",
 )  # fmt: skip
+_READ_ROLES = ("roles/storage.objectViewer", "roles/storage.legacyObjectReader", *_WRITE_ROLES)
+_EVERYBODY = {"allUsers", "allAuthenticatedUsers"}
 # The least with which an image can be fetched, and what has it, too.
 IMAGE_ROLES = (
     "roles/artifactregistry.reader", "roles/artifactregistry.writer", "roles/artifactregistry.admin",
@@ -187,30 +189,38 @@ def find_roles(api: Api, project: str, account: str) -> AccountRoles:
     return AccountRoles(account, where, grant, _roles(policy, {f"serviceAccount:{account}"}))
 
 
-def check_account_objects(api: Api, bucket: str, project: str, roles: AccountRoles) -> None:
-    """Looks whether a service account may write to a bucket; warns, where that may not be seen.
+def check_account_objects(
+    api: Api, project: str, roles: AccountRoles, written: Iterable[str], read: Iterable[str]
+) -> None:
+    """Looks whether a service account may use buckets; warns, where that may not be seen.
 
     Args:
         api: who asks.
-        bucket: its name.
-        project: whose bucket it is taken for.
+        project: whose buckets they are taken for.
         roles: those that the account has there.
+        written: names of buckets that it is to write to, and read.
+        read: names of those that it is to read.
 
     Raises:
         UserError: it may not.
     """
+    needed = dict.fromkeys(read, _READ_ROLES) | dict.fromkeys(written, _WRITE_ROLES)
+    for bucket in sorted(needed):
+        _find_bucket_roles(api, bucket, project, roles).require(needed[bucket])
+
+
+def _find_bucket_roles(api: Api, bucket: str, project: str, roles: AccountRoles) -> AccountRoles:
     found, why = None, roles.why
     if roles.found is not None:
-        members = {f"serviceAccount:{roles.account}"}
-        members |= {
-            f"project{role.title()}:{project}" for role in ("editor", "owner") if f"roles/{role}" in roles.found
-        }
+        members = {f"serviceAccount:{roles.account}", *_EVERYBODY}
+        kinds = ("viewer", "editor", "owner")
+        members |= {f"project{role.title()}:{project}" for role in kinds if f"roles/{role}" in roles.found}
         try:
             found = roles.found | _roles(api.get(f"{_BUCKETS}/{bucket}/iam"), members)
         except Refused as error:
             why = str(error)
     grant = f"gcloud storage buckets add-iam-policy-binding gs://{bucket}"
-    AccountRoles(roles.account, f"on gs://{bucket}", grant, found, why).require(_OBJECT_ROLES)
+    return AccountRoles(roles.account, f"on gs://{bucket}", grant, found, why)
 
 
 def _roles(policy: Mapping[str, Any], members: set[str]) -> frozenset[str]:

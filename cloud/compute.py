@@ -19,6 +19,7 @@ from google.api_core.retry import Retry, if_exception_type
 from google.auth.credentials import Credentials
 from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud import compute_v1
+from google.protobuf.json_format import ParseError
 from requests.exceptions import ChunkedEncodingError, ConnectionError, RequestException, Timeout
 
 from pipeline.errors import UserError, one_line
@@ -262,6 +263,6 @@ def _asking(what: str) -> Iterator[None]:
     except Unavailable as error:
         raise Unavailable(f"{what}: {error}", error.reason) from error
     except (
-        GoogleAPIError, GoogleAuthError, RequestException, TimeoutError, concurrent.futures.TimeoutError,
+        GoogleAPIError, GoogleAuthError, RequestException, TimeoutError, concurrent.futures.TimeoutError, ParseError,
     ) as error:  # fmt: skip
         raise UserError(f"{what}: {one_line(error)}; try again") from error

@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from pipeline import config
-from pipeline.errors import TryAgain, UsageError, UserError
+from pipeline.errors import TryAgain, UsageError, UserError, one_line
 
 _CONFIG_FIELD = re.compile(r"--?(?:no)?config\.([^=]+)")
 _CONFIG_VALUE = re.compile(r"--?config\.([^=]+)=")
@@ -91,9 +91,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         argv: the command line.
 
     Returns:
-        0 on success, 1 for a `UserError`, 2 for a command line that cannot be understood, 75 for what may pass, 128 and
-        the signal's number (130 for an interrupt) when it was told to stop. Other exceptions are bugs, and pass through
-        with their traces.
+        0 on success, 1 for a `UserError` or what the system refuses, 2 for a command line that cannot be understood, 75
+        for what may pass, 128 and the signal's number (130 for an interrupt) when it was told to stop. Other exceptions
+        are bugs, and pass through with their traces.
     """
     try:
         with _logging(), _signals():
@@ -108,6 +108,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         return _TRY_AGAIN
     except UserError as error:
         _say(str(error))
+        return 1
+    except OSError as error:  # a disk that is full, storage that does not answer
+        _say(f"{one_line(error)}; give the command again")
         return 1
     except KeyboardInterrupt:
         _say("interrupted")

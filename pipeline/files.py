@@ -96,6 +96,20 @@ def names(directory: str) -> list[str]:
         return tf.io.gfile.listdir(directory)
 
 
+def size(path: str) -> int:
+    """The bytes of a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it cannot be looked at.
+    """
+    if "://" not in path:
+        return os.path.getsize(path)
+    tf = loading.tensorflow()
+    with _os_errors(path):
+        return tf.io.gfile.stat(path).length
+
+
 def exists(path: str) -> bool:
     """Whether anything stands at a path.
 

@@ -45,9 +45,11 @@ class Dataset:
         for shard, advice in self._shards():
             path = self.path(shard)
             try:
-                size = tf.io.gfile.stat(path).length
-            except tf.errors.NotFoundError as error:
+                size = files.size(path)
+            except FileNotFoundError as error:
                 raise UserError(f"shard {path} is missing; {advice}") from error
+            except OSError as error:
+                raise UserError(f"shard {path} cannot be read: {one_line(error)}; start again") from error
             if size != shard.bytes:
                 raise UserError(f"shard {path} is damaged: {size} bytes, {shard.bytes} were written; {advice}")
 

@@ -222,19 +222,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 headers["Content-Range"], body, fault == "truncated",
             )  # fmt: skip
         query = {name: value for name, (value, *_) in urllib.parse.parse_qs(self.path.partition("?")[2]).items()}
-        if self.command == "POST" and "ifGenerationMatch" in query:
-            with self.server.looking:
-                if self._generation(body) != query["ifGenerationMatch"]:
-                    return 412, {"Content-Type": "text/plain"}, b"conditionNotMet"
-                return self._ask_emulator(body, headers)
-        if query.get("uploadType") == "media" and not body:
-            body, headers["Content-Type"] = _as_parts(query["name"]), "multipart/related; boundary=part"
-            self.path = self.path.replace("uploadType=media", "uploadType=multipart")
-        return self._ask_emulator(body, headers)
+        is_conditional = self.command == "POST" and "ifGenerationMatch" in query
+        with self.server.looking if is_conditional else contextlib.nullcontext():
+            name = query.get("name") or (is_conditional and json.loads(re.search(rb'{"name".*?}', body)[0])["name"])
+            if is_conditional and self._generation(name) != query["ifGenerationMatch"]:
+                return 412, {"Content-Type": "text/plain"}, b"conditionNotMet"
+            if query.get("uploadType") == "media" and not body:
+                body, headers["Content-Type"] = _as_parts(name), "multipart/related; boundary=part"
+                self.path = self.path.replace("uploadType=media", "uploadType=multipart")
+            return self._ask_emulator(body, headers)
 
-    def _generation(self, body):
-        """That of the object which a multipart upload would replace; 0 for none."""
-        name = json.loads(re.search(rb'{"name".*?}', body)[0])["name"]
+    def _generation(self, name):
+        """That of the object which an upload would replace; 0 for none."""
         path = self.path.partition("?")[0].removeprefix("/upload")
         self._emulator.request("GET", f"{path}/{urllib.parse.quote(name, safe='')}")
         response = self._emulator.getresponse()

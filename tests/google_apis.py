@@ -66,8 +66,7 @@ class Api:
         method, found = known
         named = urllib.parse.parse_qs(query)
         parameters = {name: values if len(values) > 1 else values[0] for name, values in named.items()}
-        for name in parameters.keys() - _OF_ALL:
-            assert method["parameters"][name]["location"] == "query", f"{name} is no parameter"
+        self._check_parameters(method["parameters"], named, parameters.keys() | found.keys())
         content = json.loads(body) if body else None
         if "request" in method:
             self._check(method["request"]["$ref"], content or {}, "body")
@@ -78,6 +77,18 @@ class Api:
         result = self._answers[method["id"]](found, content)
         self._check(method["response"]["$ref"], result, "answer")
         return result
+
+    def _check_parameters(self, known, named, given):
+        for name in named.keys() - _OF_ALL:
+            assert known.get(name, {}).get("location") == "query", f"{name} is no parameter"
+            assert len(named[name]) == 1 or known[name].get("repeated"), f"{name} comes more than once"
+            for value in named[name]:
+                kind = known[name]["type"]
+                assert value in known[name].get("enum", [value]), f"{name} is {value}"
+                assert kind != "integer" or re.fullmatch(r"-?\d+", value), f"{name} is {value}"
+                assert kind != "boolean" or value in ("true", "false"), f"{name} is {value}"
+        for name, each in known.items():
+            assert name in given or not each.get("required") or each["location"] == "path", f"{name} is missing"
 
     def _find(self, verb, path):
         for method in self._methods.values():

@@ -52,6 +52,7 @@ class Project:
         disabled: APIs.
         roles: of the service account; None, where they are not to be seen.
         bucket_roles: who has which on each bucket, by role; None, where that is not to be seen.
+        own_bucket_roles: the same of buckets on which others have them, by name.
         images: labels by name and tag.
         architectures: by name, where it is not amd64.
         locations: of buckets, by name.
@@ -73,6 +74,7 @@ class Project:
         self.disabled = set()
         self.roles = ["roles/dataflow.worker"]
         self.bucket_roles = {"roles/storage.objectAdmin": f"serviceAccount:{ACCOUNT}"}
+        self.own_bucket_roles = {}
         self.locations = {"bucket": "US-CENTRAL1"}
         registry = Registry()
         self.images, self.architectures = registry.labels, registry.architectures
@@ -121,9 +123,10 @@ class Project:
 
     def _bucket_policy(self, found, body):
         self._bucket(found, body)
-        if self.bucket_roles is None:
+        roles = self.own_bucket_roles.get(found["bucket"], self.bucket_roles)
+        if roles is None:
             raise Refusal(403, "no storage.buckets.getIamPolicy", "forbidden")
-        return {"bindings": [{"role": role, "members": [member]} for role, member in self.bucket_roles.items()]}
+        return {"bindings": [{"role": role, "members": [member]} for role, member in roles.items()]}
 
     def _bucket(self, found, body):
         if found["bucket"] not in self.locations:

@@ -13,7 +13,7 @@ from apache_beam.runners.dataflow.dataflow_runner import DataflowRuntimeExceptio
 from apache_beam.runners.dataflow.internal.apiclient import DataflowJobAlreadyExistsError
 from google.api_core.exceptions import Forbidden, TooManyRequests
 
-from beam_jobs import dataflow, embed, runner
+from beam_jobs import dataflow, embed, gcs, runner
 from pipeline import cli
 from pipeline.errors import UsageError, UserError
 from tests import cloud_storage
@@ -30,8 +30,15 @@ OUTPUT = "gs://bucket/data"
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
     jobs = []
-    answer = {"jobs": jobs, "failedLocation": [{"name": "us-east9"}]}
-    project = Project(Api("dataflow", "v1b3", projects_jobs_aggregated=lambda found, body: answer))
+
+    def listed(found, body):
+        """Two pages."""
+        assert "name" not in found, "jobs are not filtered by name"
+        assert found["filter"] == "ACTIVE"
+        first, last = {"nextPageToken": "more"}, {"jobs": jobs, "failedLocation": [{"name": "us-east9"}]}
+        return last if found.get("pageToken") == "more" else first
+
+    project = Project(Api("dataflow", "v1b3", projects_jobs_aggregated=listed))
     project.jobs = jobs
     folder = tmp_path_factory.mktemp("cloud")
     with (
@@ -42,6 +49,7 @@ def running(tmp_path_factory):
         for name, value in server.environment.items():
             patch.setenv(name, value)
         patch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
+        gcs._client.cache_clear()
         project.storage = server
         yield project
 
@@ -49,13 +57,14 @@ def running(tmp_path_factory):
 @pytest.fixture
 def project(running):
     """A project in which all is as it should be, for a test to change."""
-    before = copy.deepcopy(running.permissions), running.roles
+    before = copy.deepcopy(running.permissions), running.roles, running.bucket_roles
     running.images.clear()
     running.images[NAME] = LABELS
     running.architectures.clear()
     running.jobs.clear()
     yield running
-    running.permissions, running.roles = before
+    running.permissions, running.roles, running.bucket_roles = before
+    running.own_bucket_roles = {}
     running.disabled = set()
     assert running.refused() == []
 
@@ -121,6 +130,7 @@ def test_what_is_not_said_is_chosen_and_told(project):
     assert options.view_as(DebugOptions).number_of_worker_harness_threads == 2
     assert options.view_as(SetupOptions).setup_file.endswith("/setup.py")
     assert dataflow.cores(options) == 128
+    assert prepared(units=10_000).view_as(WorkerOptions).max_num_workers == 50
     told = dataflow.describe(options)
     for part in ("us-central1", PROJECT, "up to 32 of e2-standard-4 (4 cores each)", "2 threads", "setup.py"):
         assert part in told
@@ -128,12 +138,12 @@ def test_what_is_not_said_is_chosen_and_told(project):
 
 def test_what_is_said_is_left(project):
     options = prepared(
-        "--region=us-east1", "--temp_location=gs://everywhere/t", "--job_name=mine", "--machine_type=n2-highcpu-16",
+        "--region=us-east1", "--temp_location=gs://everywhere/t", "--machine_type=n2-highcpu-16",
         "--max_num_workers=3", "--number_of_worker_harness_threads=7", "--labels=team=a", "--setup_file=/x/setup.py",
         output="gs://everywhere/data",
     )  # fmt: skip
     cloud, worker = options.view_as(GoogleCloudOptions), options.view_as(WorkerOptions)
-    assert (cloud.region, cloud.temp_location, cloud.job_name) == ("us-east1", "gs://everywhere/t", "mine")
+    assert (cloud.region, cloud.temp_location) == ("us-east1", "gs://everywhere/t")
     assert (worker.machine_type, worker.max_num_workers) == ("n2-highcpu-16", 3)
     assert options.view_as(DebugOptions).number_of_worker_harness_threads == 7
     assert options.view_as(SetupOptions).setup_file == "/x/setup.py"
@@ -153,6 +163,9 @@ def test_an_image_of_the_same_versions(project, caplog):
         prepared(f"--sdk_container_image={IMAGE}")
     with pytest.raises(UserError, match="has Beam 2.50.0 and Python 3.8, this program has"):
         prepared("--sdk_container_image=gcr.io/cloud-dataflow/v1beta3/beam_python3.8_sdk:2.50.0")
+    project.images[NAME] = {**LABELS, "org.koalarization.python": "3.8"}
+    with pytest.raises(UserError, match=f"has Beam {version.__version__} and Python 3.8, this program has"):
+        prepared(f"--sdk_container_image={IMAGE}")
     project.images[NAME] = {}
     with pytest.raises(UserError, match="does not say which Beam and Python it holds; build it from docker/"):
         prepared(f"--sdk_container_image={IMAGE}")
@@ -189,6 +202,8 @@ def test_a_job_that_writes_there_is_noticed_in_any_region_and_of_any_kind(projec
     with pytest.raises(UserError, match=f"a job writes there already; wait for it, or cancel it: {console}"):
         prepared()
     prepared(output="gs://bucket/elsewhere")
+    with pytest.raises(UsageError, match="--job_name=mine cannot be chosen: a job is named by its output"):
+        prepared("--job_name=mine")
     assert "WARNING: whether a job writes there already cannot be seen in us-east9" in caplog.text
 
 
@@ -277,6 +292,19 @@ def test_a_service_account_that_may_not_write_to_the_bucket_is_refused(project, 
     prepared()
     project.roles, project.bucket_roles = ["roles/dataflow.worker", "roles/storage.admin"], {}
     prepared()
+    project.own_bucket_roles = {"everywhere": {"roles/storage.objectViewer": f"serviceAccount:{ACCOUNT}"}}
+    project.roles, project.bucket_roles = (
+        ["roles/dataflow.worker"],
+        {"roles/storage.objectAdmin": f"serviceAccount:{ACCOUNT}"},
+    )
+    prepared(paths=["gs://everywhere/photos"])
+    with pytest.raises(UserError, match="has not roles/storage.objectAdmin on gs://everywhere"):
+        prepared("--temp_location=gs://everywhere/t")
+    project.own_bucket_roles = {"everywhere": {}}
+    with pytest.raises(UserError, match="has not roles/storage.objectViewer on gs://everywhere: gcloud storage"):
+        prepared(paths=["gs://everywhere/photos"])
+    project.own_bucket_roles = {"everywhere": {"roles/storage.objectViewer": "allUsers"}}
+    prepared(paths=["gs://everywhere/photos"])
     project.bucket_roles = None
     prepared()
     assert "WARNING: whether " in caplog.text
@@ -296,7 +324,7 @@ def test_the_cores_of_a_machine(machine, cores):
 
 def test_what_beam_would_refuse_when_it_is_late(project):
     with pytest.raises(UsageError, match="Invalid job_name .*My_Job"):
-        prepared("--job_name=My_Job")
+        prepared("--job_name=My_Job", "--template_location=gs://bucket/t", f"--sdk_container_image={IMAGE}")
     with pytest.raises(UsageError, match="--temp_location=gs://mine is no directory of a bucket"):
         prepared("--temp_location=gs://mine")
     with pytest.raises(

@@ -27,6 +27,7 @@ def storage_server(tmp_path_factory):
     ):
         for name, value in server.environment.items():
             patch.setenv(name, value)
+        gcs._client.cache_clear()
         yield server
 
 
@@ -120,7 +121,7 @@ def test_of_jobs_that_start_at_once_one_gets_the_directory(cloud, monkeypatch):
         except UserError as error:
             refused.append(str(error))
 
-    threads = [threading.Thread(target=attempt) for _ in range(8)]
+    threads = [threading.Thread(target=attempt, daemon=True) for _ in range(8)]
     for thread in threads:
         thread.start()
     until(lambda: len(refused) == 7)

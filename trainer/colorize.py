@@ -153,6 +153,8 @@ def _tasks(output: str, named: Sequence[str]) -> list[Task]:
 
 
 def _is_within(path: str, folder: str) -> bool:
+    if "://" in folder:
+        return path.startswith(f"{folder.rstrip('/')}/")
     return os.path.isdir(folder) and os.path.realpath(path).startswith(os.path.join(os.path.realpath(folder), ""))
 
 

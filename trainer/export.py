@@ -86,7 +86,7 @@ def export(work_dir: str, output: str) -> None:
         UserError: no such run, a directory that is not empty or cannot be written, or what was written does not
             colorize as the model does.
     """
-    _check_empty(output)
+    _make_way(output)
     run = trained.load(work_dir)
     with files.folder_aside(output, _LAST) as folder:
         differences = _write_forms(run, folder)
@@ -102,15 +102,25 @@ def export(work_dir: str, output: str) -> None:
     _LOGGER.info("step %d is exported to %s", run.step, output)
 
 
-def _check_empty(output: str) -> None:
+def _make_way(output: str) -> None:
+    """Looks whether a directory is empty, or holds but what an export has left that was killed while it copied."""
     try:
         found = files.names(output)
+        if found and _is_left_over(output, found):
+            files.remove_folder(output)
+            found = []
     except FileNotFoundError:
         return
     except OSError as error:
         raise UserError(f"--output={output} cannot be used: {one_line(error)}; name a new directory") from error
     if found:
         raise UserError(f"--output={output} holds {found[0]}; name a new directory")
+
+
+def _is_left_over(output: str, found: Sequence[str]) -> bool:
+    own = {DESCRIPTION, SAVED_MODEL, KERAS, ONNX}
+    others = [name for name in found if files.TEMPORARY.sub("", name.rstrip("/")) not in own]
+    return "://" in output and not others and not files.exists(f"{output}/{SAVED_MODEL}/{_LAST}")
 
 
 class _Sample:

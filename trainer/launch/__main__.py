@@ -17,6 +17,8 @@ docs/google-cloud.md says which roles are needed.
 """
 
 import logging
+import math
+import re
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +38,7 @@ from trainer.launch.logs import Logs
 
 _LOGGER = logging.getLogger(__name__)
 _SERVICES = ("compute.googleapis.com", "logging.googleapis.com", "storage.googleapis.com")
+_PROJECT = re.compile(r"([a-z0-9.-]+:)?[a-z0-9-]+")  # with the domain that some have
 _LINES = 100  # of a log that are shown at first
 
 
@@ -53,6 +56,8 @@ def _launch(argv: Sequence[str]) -> None:
     values = _launch_flags(argv)
     cli.parse_flags(values, argv, __doc__)
     cli.require(values, "data", "workdir", "machine")
+    if math.isnan(values.max_hours):
+        raise UsageError("--max_hours=nan is no number of hours")
     try:
         from trainer.launch import choose  # TensorFlow, for which the other commands need not wait
     except ImportError as error:
@@ -196,6 +201,8 @@ def _log_in(project: str | None) -> tuple[Api, Compute]:
     api = Api()
     if not (found := project or api.project):
         raise UsageError("--project is missing: the ID of the Google Cloud project that pays for the machines")
+    if not _PROJECT.fullmatch(found):
+        raise UsageError(f"--project={found} is no ID of a project: small letters, digits and hyphens")
     return api, Compute(found, api.credentials)
 
 

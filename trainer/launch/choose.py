@@ -22,7 +22,7 @@ _LOGGER = logging.getLogger(__name__)
 _PERMISSIONS = dict.fromkeys(
     (
         "compute.instanceTemplates.create", "compute.instanceGroupManagers.create",
-        "compute.instanceGroupManagers.delete", "compute.instances.create",
+        "compute.instanceGroupManagers.update", "compute.instanceGroupManagers.delete", "compute.instances.create",
     ),
     "roles/compute.instanceAdmin.v1",
 )  # fmt: skip
@@ -88,7 +88,8 @@ def choose(api: Api, compute: Compute, wishes: Wishes, config: ConfigDict, data:
     roles = checks.find_roles(api, project, account)
     for each in _ACCOUNT_ROLES:
         roles.require(each)
-    checks.check_account_objects(api, gs.split(work_dir)[0], project, roles)
+    read = [path for path in (data, extractor.find_file(config.model)) if path]
+    checks.check_account_objects(api, project, roles, [gs.split(work_dir)[0]], [gs.split(path)[0] for path in read])
     roles.warn_without(checks.IMAGE_ROLES)  # which it may have on the repository alone
     image = wishes.image or f"{region}-docker.pkg.dev/{project}/koalarization/trainer:main"
     if machine.gpus:

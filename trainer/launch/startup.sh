@@ -182,6 +182,7 @@ while true; do
     *)
       ((++failures < TRIES)) || finish "training failed $TRIES times (status $status: $(<"$home/said"))"
       say "training failed (status $status: $(<"$home/said")); it is tried again"
+      sleep $((120 * failures)) # what fails at once may pass: Docker, a log that takes no line yet, a role
       ;;
   esac
   sleep 10
