@@ -138,11 +138,14 @@ def read(path: str, offset: int, length: int) -> bytes:
 
 def _read(blob: "Blob", offset: int, length: int) -> bytes:
     from google.api_core.exceptions import RequestRangeNotSatisfiable
+    from google.api_core.retry import Retry, if_exception_type
+    from requests.exceptions import ChunkedEncodingError
 
     if length == 0:
         return b""
+    download = Retry(if_exception_type(ChunkedEncodingError))(blob.download_as_bytes)  # of a refusal that is cut off
     try:  # raw: none is unpacked on the way; and the checksum that is known is of the whole object
-        return blob.download_as_bytes(start=offset, end=offset + length - 1, raw_download=True, checksum=None)
+        return download(start=offset, end=offset + length - 1, raw_download=True, checksum=None)
     except RequestRangeNotSatisfiable:
         return b""
 

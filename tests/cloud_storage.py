@@ -62,12 +62,19 @@ class Faults:
     def __init__(self, share=0.0, seed=0):
         self.share = share
         self.seen = Counter()
+        self._once = []
         self._random = random.Random(seed)
         self._lock = threading.Lock()
+
+    def once(self, kind):
+        """Lets a fault befall the next request."""
+        self._once.append(kind)
 
     def draw(self):
         """The kind of fault of the next request, or None."""
         with self._lock:
+            if self._once:
+                return self._once.pop()
             place = self._random.random() / self.share if self.share else len(self.KINDS)
             kind = self.KINDS[int(place)] if place < len(self.KINDS) else None
             self.seen[kind] += 1

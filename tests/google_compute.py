@@ -33,7 +33,7 @@ TYPES = {
 IMAGE = f"us-central1-docker.pkg.dev/{PROJECT}/koalarization/trainer:main"
 PERMISSIONS = {
     "compute.instanceTemplates.create", "compute.instanceGroupManagers.create", "compute.instanceGroupManagers.delete",
-    "compute.instances.create",
+    "compute.instanceGroupManagers.update", "compute.instances.create",
 }  # fmt: skip
 
 
@@ -227,6 +227,7 @@ class Compute(Api):
         quotas: limit and usage by metric, of each region.
         global_quotas: the same of all regions together.
         errors: code and message with which machines do not come.
+        stuck: names of those that do not; None for all.
         refusals: what methods answer in place of doing anything, by their ID.
         lapses: the same, each of a list once.
         unreachable: zones of which nothing can be seen.
@@ -255,7 +256,8 @@ class Compute(Api):
         self.start = start
         self.quotas = {"NVIDIA_A100_GPUS": (16, 0), "PREEMPTIBLE_NVIDIA_A100_GPUS": (8, 0)}
         self.global_quotas = {"GPUS_ALL_REGIONS": (16, 0)}
-        self.lapses = {}
+        self.lapses, self.stuck = {}, None
+        self._ending = {}  # by operation: groups, and when they are gone
         self.errors, self.refusals, self.late, self.failure, self.deaf = [], {}, 1, None, False
         self.templates, self.groups, self.made, self.deleted, self.unreachable = {}, {}, [], [], ()
         self._waited = {}
@@ -338,7 +340,8 @@ class Compute(Api):
         for each in body["instances"]:
             assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", each["name"])
             assert each["name"] not in group["machines"]
-            group["machines"][each["name"]] = None if self.errors else self._start(group, each["name"])
+            is_stuck = self.errors and (self.stuck is None or each["name"] in self.stuck)
+            group["machines"][each["name"]] = None if is_stuck else self._start(group, each["name"])
         return self._begin()
 
     def _start(self, group, name):
@@ -348,13 +351,20 @@ class Compute(Api):
 
     def _delete_group(self, found, body):
         group = self._group(found)
-        if not self.deaf:
-            del self.groups[found["zone"], found["instanceGroupManager"]]
         self.deleted.append(found["instanceGroupManager"])
         for machine in group["machines"].values():
             if hasattr(machine, "shut_down"):
                 threading.Thread(target=lambda each=machine: (each.shut_down(), each.delete()), daemon=True).start()
-        return self._begin()
+        operation = self._begin()
+        if not self.deaf:
+            self._ending[operation["name"]] = found["zone"], found["instanceGroupManager"]
+            threading.Timer(1.0, self._end, [operation["name"]]).start()  # if nobody waits for it
+        return operation
+
+    def _end(self, operation):
+        """A group is gone only when its deletion is done."""
+        with self._lock:
+            self.groups.pop(self._ending.pop(operation, None), None)
 
     def _group(self, found):
         group = self.groups.get((found["zone"], found["instanceGroupManager"]))
@@ -385,7 +395,8 @@ class Compute(Api):
             "managedInstances": [
                 {
                     "name": name, "currentAction": "NONE" if machine else "CREATING",
-                    **({"instanceStatus": "RUNNING"} if machine else {}), "lastAttempt": errors if self.errors else {},
+                    **({"instanceStatus": "RUNNING"} if machine else {}),
+                    "lastAttempt": errors if self.errors and not machine else {},
                 }
                 for name, machine in self._group(found)["machines"].items()
             ]
@@ -401,6 +412,7 @@ class Compute(Api):
         done = self._waited[found["operation"]] > self.late
         if not done:
             return {"name": found["operation"], "status": "RUNNING"}
+        self._end(found["operation"])
         if not self.failure:
             return {"name": found["operation"], "status": "DONE"}
         (code, message), self.failure = self.failure, None

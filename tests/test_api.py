@@ -53,6 +53,9 @@ def test_a_refusal_has_the_words_of_the_api(moody):
 
 
 def test_what_is_no_json_and_what_cannot_be_reached_are_one_line(moody):
+    moody.answers = [(200, {}, b"null")]
+    with pytest.raises(UserError, match=f"{URL} gives no JSON object; try again"):
+        Api().get(URL)
     moody.answers = [(200, {}, b"<html>")]
     with pytest.raises(UserError, match=f"{URL} gives no JSON: .*; try again"):
         Api().get(URL)

@@ -7,6 +7,7 @@ import tensorflow as tf
 from PIL import Image
 
 from pipeline import cli, color, image, reader, tensors
+from pipeline.errors import UserError
 from tests.helpers import Terminal, encoded, noise, train
 from tests.programs import error_of
 from trainer import colorize, colorizer, pictures
@@ -139,6 +140,8 @@ def test_results_do_not_become_pictures(run, tmp_path, capsys):
     (tmp_path / "one.jpg").write_bytes(encoded(noise(20, 30), "JPEG"))
     assert call(run, tmp_path / "out", tmp_path) == 1
     assert f"--output={tmp_path}/out lies within {tmp_path}" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--output=gs://bucket/photos/out lies within gs://bucket/photos/; name"):
+        colorize._tasks("gs://bucket/photos/out", ["gs://bucket/photos/"])
     assert call(run, tmp_path, tmp_path / "*.jpg") == 0
     assert call(run, tmp_path, tmp_path / "*.???") == 1  # the result would be read, and written
     assert f"{tmp_path}/one.jpg and {tmp_path}/one.png would both be written to" in capsys.readouterr().err

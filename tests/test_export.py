@@ -23,6 +23,24 @@ from trainer.models import extractor
 from trainer.serving import Server
 from trainer.trained import Trained
 
+
+def test_what_a_killed_export_left_on_a_store_makes_way(tmp_path):
+    left = tmp_path / "left"
+    (left / "saved_model/variables").mkdir(parents=True)
+    for name in ("export.json", f"model.keras.{'0' * 32}.tmp", "saved_model/variables/variables.index"):
+        (left / name).write_text("")
+    with pytest.raises(UserError, match=f"--output={left} holds .*; name a new directory"):
+        export._make_way(str(left))  # a local folder has its name only when it is whole
+    export._make_way(f"file://{left}")
+    assert not left.exists()
+    for name in ("other.json", "saved_model/saved_model.pb"):  # not ours, and whole
+        (left / name).parent.mkdir(parents=True, exist_ok=True)
+        (left / name).write_text("")
+        with pytest.raises(UserError, match=f"--output=file://{left} holds .*; name a new directory"):
+            export._make_way(f"file://{left}")
+        (left / name).unlink()
+
+
 # What a program does that has an exported model, and nothing of this one.
 ALONE = """
 import sys

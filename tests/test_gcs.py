@@ -210,8 +210,22 @@ def test_sources_are_folders_patterns_and_single_pictures(cloud):
     assert keys("photos/*.png") == ["images/photos/a.png"]
     assert keys("photos/**.png") == ["images/photos/a.png", "images/photos/b/c.png"]
     assert keys("photos.png") == [f"images/{BUCKET}/photos.png"]
+    assert keys("") == [
+        f"images/{BUCKET}/photos.png",
+        f"images/{BUCKET}/photos/a.png",
+        f"images/{BUCKET}/photos/b/c.png",
+    ]
+    write("a trip [2020]/a.png", picture)
+    assert keys("a trip [2020]") == keys("a trip [2020]/") == ["images/a trip [2020]/a.png"]
     with pytest.raises(UserError, match="matches nothing; check the path"):
         sources.check_readable(sources.parse_source(f"images:gs://{BUCKET}/nothing"))
+
+
+def test_a_refusal_that_is_cut_off_is_asked_for_again(cloud):
+    """Of an empty object no byte can be asked for, which Google's client then does not understand."""
+    write("empty", b"")
+    cloud.faults.once("truncated")
+    assert storage.read_range(f"gs://{BUCKET}/empty", 0, 10) == b""
 
 
 def test_requests_that_fail_are_sent_again(cloud, monkeypatch):
@@ -227,6 +241,20 @@ def test_requests_that_fail_are_sent_again(cloud, monkeypatch):
         list(pool.map(lambda name: storage.delete(f"gs://{BUCKET}/{name}"), contents))
     assert storage.names(f"gs://{BUCKET}/many") == set()
     assert cloud.faults.seen.keys() == {None, *cloud.faults.KINDS}
+
+
+def test_pictures_that_cannot_be_read_are_one_line(cloud, monkeypatch, tmp_path, capsys):
+    """Without the traces that Beam logs of each try."""
+    write("photos/a.png", helpers.encoded(helpers.noise(40, 40)))
+    monkeypatch.setattr(read_ahead, "_RETRIES", 1)
+
+    def fail(path, offset, length):
+        raise PermissionError("403 not for you")
+
+    monkeypatch.setattr(gcs, "read", fail)
+    options = ("--config.dataset.validation_fraction=0", f"--output={tmp_path}/out")
+    assert run_preprocess("--source=images:gs://bucket/photos", *options) == 1
+    assert "gs://bucket/photos/a.png cannot be read, 2 times in a row: 403 not for you; start" in error_of(capsys)
 
 
 def test_without_credentials_a_job_says_how_to_get_some(cloud, monkeypatch, tmp_path, capsys):

@@ -40,13 +40,13 @@ def running(tmp_path_factory, compact_dataset):
     project = Project(compute, logging)
     folder = tmp_path_factory.mktemp("cloud")
     with (
-        cloud_storage.running(folder, "bucket", "far-away", services=project.services) as server,
+        cloud_storage.running(folder, "bucket", "far-away", "near", services=project.services) as server,
         pytest.MonkeyPatch.context() as patch,
     ):
-        for bucket in ("bucket", "far-away"):
+        for bucket in ("bucket", "far-away", "near"):
             blob = server.client().bucket(bucket).blob("data/dataset.json")
             blob.upload_from_filename(f"{compact_dataset.directory}/dataset.json")
-        project.locations["far-away"] = "EUROPE-WEST4"
+        project.locations |= {"far-away": "EUROPE-WEST4", "near": "US-CENTRAL1"}
         project.compute, project.logging = compute, logging
         compute.late = 0  # which takes the client a second each time
         for name, value in server.environment.items():
@@ -68,9 +68,10 @@ def project(running):
         each.clear()
     yield running
     running.permissions, running.compute.quotas, running.compute.global_quotas, running.bucket_roles = before
-    running.disabled = set()
+    running.disabled, running.own_bucket_roles = set(), {}
     running.compute.late = 0
     running.compute.errors, running.compute.refusals, running.compute.unreachable = [], {}, ()
+    running.compute.stuck, running.compute.lapses = None, {}
     running.logging.refusal = running.logging.hidden = None
     running.compute.groups.clear()
     running.compute.templates.clear()
@@ -196,6 +197,8 @@ def without_end(body):
         (["--machine=e2-standard-4", "--workdir=gs://none/run"], "there is no bucket gs://none; make it"),
         (["--machine=e2-standard-4", f"--image={IMAGE}-none"], "build it from docker/trainer.Dockerfile"),
         (["--machine=e2-standard-4", "--max_hours=0"], "max_hours"),
+        (["--machine=e2-standard-4", "--max_hours=nan"], "--max_hours=nan is no number of hours"),
+        (["--machine=e2-standard-4", "--project=../x"], "--project=../x is no ID of a project"),
         (["--data=gs://bucket/data"], "--machine is missing: The type of the machines"),
         (["--machine=e2-standard-4", "--data=gs://far-away/data"], "no zone near the data (gs://bucket in us-central1, gs://"),
         (["--machine=e2-standard-4", "--project=other"], "project other cannot be looked at"),
@@ -216,9 +219,27 @@ def test_what_cannot_be_is_one_line_before_anything_is_made(project, capsys, opt
     assert requested(project.compute) == {}
 
 
+def test_an_answer_that_is_no_json_is_one_line(project, capsys, monkeypatch):
+    broken = 200, {"Content-Type": "application/json"}, b"{"
+    monkeypatch.setattr(Compute, "__call__", lambda *_: broken)
+    for name in ("status", "stop"):
+        assert command(name, f"--workdir={RUN}") == 1
+        assert re.search("machines of project a-project cannot be looked up: .*; try again", error_of(capsys))
+
+
 @pytest.mark.parametrize(
     ("what", "permission", "said"),
     [
+        (
+            "project",
+            "compute.instanceGroupManagers.delete",
+            "in project a-project, which roles/compute.instanceAdmin.v1",
+        ),
+        (
+            "project",
+            "compute.instanceGroupManagers.update",
+            "in project a-project, which roles/compute.instanceAdmin.v1",
+        ),
         ("project", "compute.instances.create", "in project a-project, which roles/compute.instanceAdmin.v1 has"),
         ("account", "iam.serviceAccounts.actAs", f"on {ACCOUNT}: gcloud iam"),
     ],
@@ -244,6 +265,9 @@ def test_machines_that_could_not_delete_themselves_are_refused(project, capsys):
         f"error: {ACCOUNT}, as whom the machines run, has not roles/compute.instanceAdmin.v1 in project a-project: "
     )
     assert requested(project.compute) == {}
+    project.roles = ["roles/compute.admin"]
+    assert launched("--machine=e2-standard-4") == 1
+    assert f"{ACCOUNT}, as whom the machines run, has not roles/logging.logWriter in" in error_of(capsys)
     project.roles, project.bucket_roles = ["roles/compute.admin", "roles/logging.admin"], {}
     assert launched("--machine=e2-standard-4") == 1
     assert f"{ACCOUNT}, as whom the machines run, has not roles/storage.objectAdmin on gs://bucket: " in error_of(
@@ -258,6 +282,16 @@ def test_machines_that_could_not_delete_themselves_are_refused(project, capsys):
         in told
     )
     assert "; it needs it\n" in told
+
+
+def test_data_that_machines_could_not_read_is_refused(project, capsys):
+    project.own_bucket_roles = {"near": {}}
+    options = ("--machine=e2-standard-4", "--data=gs://near/data", "--dry_run")
+    assert launched(*options) == 1
+    assert f"{ACCOUNT}, as whom the machines run, has not roles/storage.objectViewer on gs://near: " in error_of(capsys)
+    for member in (f"serviceAccount:{ACCOUNT}", "allUsers"):
+        project.own_bucket_roles = {"near": {"roles/storage.objectViewer": member}}
+        assert launched(*options) == 0
 
 
 def test_an_image_that_cannot_train_is_refused(project, capsys):
@@ -297,13 +331,18 @@ def test_an_api_that_is_not_enabled(project, capsys):
             ["--max_hours=168"],  # longer than a week, with what is added at the end
             "0 NVIDIA_A100_GPUS in us-central1, 0 of them are in use",
         ),
+        (
+            {"NVIDIA_A100_GPUS": (8, 0)},
+            ["--count=2"],
+            "8 NVIDIA_A100_GPUS in us-central1, 0 of them are in use, and 1",
+        ),
         ({"GPUS_ALL_REGIONS": (4, 0)}, [], "4 GPUS_ALL_REGIONS, 0 of them are in use, and 8 are needed"),
     ],
 )
 def test_a_full_quota_is_seen_before_anything_is_made(project, capsys, quotas, options, said):
     project.compute.quotas = {"NVIDIA_A100_GPUS": (16, 0), "PREEMPTIBLE_NVIDIA_A100_GPUS": (4, 0), **quotas}
     project.compute.global_quotas = {"GPUS_ALL_REGIONS": quotas.get("GPUS_ALL_REGIONS", (16, 0))}
-    assert launched("--machine=a2-highgpu-8g", *options) == 1
+    assert launched("--machine=a2-highgpu-8g", "--config.batch_size=16", *options) == 1
     line = error_of(capsys)
     assert f"project a-project may use {said}" in line
     assert "ask for more at https://console.cloud.google.com/iam-admin/quotas?project=a-project" in line
@@ -375,6 +414,14 @@ def test_machines_that_do_not_come_are_one_line_and_leave_nothing(project, capsy
     assert error_of(capsys).startswith(f"error: {said}")
     assert (project.compute.groups, project.compute.templates) == ({}, {})
     assert project.compute.deleted == [NAME]
+
+
+def test_of_machines_that_do_not_all_come_none_is_left(project, capsys):
+    project.compute.errors, project.compute.stuck = [("STOCKOUT", "none left")], (f"{NAME}-1",)
+    assert launched("--machine=a2-highgpu-8g", "--count=2", "--config.batch_size=16") == 1
+    assert "has no a2-highgpu-8g to give at the moment" in error_of(capsys)
+    assert project.compute.made == [f"{NAME}-0"]
+    assert (project.compute.groups, project.compute.templates) == ({}, {})
 
 
 def test_every_zone_of_the_region_is_named_by_the_error_of_another(project, capsys):
@@ -483,11 +530,19 @@ def test_a_group_whose_time_is_over_makes_way_when_its_machines_could_not_be_mad
     group["machines"] = dict.fromkeys(group["machines"])  # taken away, and no room for others
     assert launched("--machine=e2-standard-4") == 1
     assert error_of(capsys).startswith(f"error: machines train in {RUN} already")
-    end = int((time.time() - 3600) * 1e6)
-    project.compute.templates = {f"{NAME}-{end}": project.compute.templates.pop(group["template"])}
+    for ago, status in ((600, 1), (3600, 0)):  # the machines have a quarter of an hour to be deleted
+        _end_before(project.compute, ago)
+        assert launched("--machine=e2-standard-4", "--dry_run") == status
+    assert launched("--machine=e2-standard-4") == 0
+
+
+def _end_before(compute, seconds):
+    """Makes the time of the one group end so many seconds ago."""
+    (group,) = compute.groups.values()
+    end = int((time.time() - seconds) * 1e6)
+    compute.templates = {f"{NAME}-{end}": compute.templates.pop(group["template"])}
     group["template"] = f"{NAME}-{end}"
     group["body"]["instanceTemplate"] = f"projects/{PROJECT}/global/instanceTemplates/{NAME}-{end}"
-    assert launched("--machine=e2-standard-4") == 0
 
 
 def test_machines_that_are_not_heard_are_deleted(project, capsys, monkeypatch):
@@ -498,6 +553,15 @@ def test_machines_that_are_not_heard_are_deleted(project, capsys, monkeypatch):
     line = error_of(capsys)
     assert line.startswith(f"error: {NAME}-0 runs but says nothing in 0 minutes: it reaches no API of Google's")
     assert f"{ACCOUNT} has not roles/logging.logWriter, or the project keeps no logs" in line
+    assert (project.compute.groups, project.compute.templates) == ({}, {})
+
+
+def test_each_machine_must_be_heard(project, capsys, monkeypatch):
+    monkeypatch.setattr(machines, "_SILENT", datetime.timedelta(0))
+    start = project.compute.start
+    monkeypatch.setattr(project.compute, "start", lambda name, *more: start(name, *more) if name[-1] == "0" else name)
+    assert launched("--machine=e2-standard-4", "--count=2") == 1
+    assert error_of(capsys).startswith(f"error: {NAME}-1 runs but says nothing in 0 minutes")
     assert (project.compute.groups, project.compute.templates) == ({}, {})
 
 

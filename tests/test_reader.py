@@ -64,6 +64,13 @@ class TestRefuses:
         os.remove(copy / "train-00003-of-00007.tfrecord")
         self.refused(copy, "train-00003-of-00007.tfrecord is missing; run beam_jobs.preprocess again")
 
+    def test_a_shard_that_cannot_be_looked_at(self, copy, monkeypatch):
+        def fail(path):
+            raise OSError("the store does not answer")
+
+        monkeypatch.setattr("pipeline.files.size", fail)
+        self.refused(copy, "train-00000-of-00007.tfrecord cannot be read: the store does not answer; start again")
+
     def test_shard_cut_short(self, copy):
         path = copy / "train-00002-of-00007.tfrecord"
         path.write_bytes(path.read_bytes()[:-1])

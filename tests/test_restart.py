@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from beam_jobs import shard_writer, storage
+from beam_jobs import sources as source_module
 from pipeline import manifest
 from tests import cloud_storage
 from tests.helpers import encoded, noise
@@ -90,6 +92,56 @@ def test_other_settings_are_named_and_refused_unless_told_to_overwrite(copy, sou
     names = [name for name in os.listdir(copy) if name.startswith("train")]
     assert sorted(names) == [f"train-0000{number}-of-00003.tfrecord" for number in range(3)]
     assert len(os.listdir(copy / "job/reports")) == 3 + 2
+
+
+@pytest.mark.parametrize("name", ["settings.json", "train-00003-of-00007.tfrecord.json", "dataset.json"])
+def test_what_cannot_be_read_is_not_taken_for_absent(copy, sources, capsys, monkeypatch, name):
+    """Else a moment in which storage does not answer would cost a dataset, or its features."""
+    before, read_text = content(copy), storage.read_text
+
+    def read(path):
+        if path.endswith(f"/{name}"):
+            raise PermissionError("not for you")
+        return read_text(path)
+
+    monkeypatch.setattr(storage, "read_text", read)
+    assert run_preprocess(*sources, *OPTIONS, f"--output={copy}", "--overwrite") == 1
+    assert f"{name} cannot be read: not for you; start the job again" in error_of(capsys)
+    assert content(copy) == before
+
+
+@pytest.mark.parametrize(("step", "name"), [(shard_writer.WriteShard, "process"), (source_module, "check_unchanged")])
+def test_a_job_that_was_replaced_writes_no_more(sources, tmp_path, capsys, monkeypatch, step, name):
+    """One of which nothing was heard for two minutes, while another one, told to overwrite, began."""
+    before = getattr(step, name)
+
+    def replaced(*arguments):
+        (tmp_path / "out/job/settings.json").write_text("{}")
+        return before(*arguments)
+
+    monkeypatch.setattr(step, name, replaced)
+    assert run_preprocess(*sources, *OPTIONS, f"--output={tmp_path}/out") == 1
+    line = error_of(capsys)
+    assert f"--output={tmp_path}/out was taken over by another job, while nothing was heard of this one" in line
+    assert not (tmp_path / "out/dataset.json").exists()
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_an_archive_that_changes_while_it_is_read_is_noticed(pictures, tmp_path, capsys, monkeypatch, is_gone):
+    archive = Path(shutil.copy(pictures / "archives/val_256.tar", tmp_path / "val_256.tar"))
+    write = shard_writer.WriteShard._write
+
+    def change(*arguments):
+        report = write(*arguments)
+        archive.unlink(missing_ok=True) if is_gone else os.utime(archive, (5, 5))
+        return report
+
+    monkeypatch.setattr(shard_writer.WriteShard, "_write", change)
+    argv = (f"--source=places365:{archive}", *OPTIONS, f"--output={tmp_path}/out", "--max_reject_fraction=1")
+    assert run_preprocess(*argv) == 1
+    line = error_of(capsys)
+    assert (f"{archive}" in line and "gone" in line) if is_gone else "was written to while it was read; start" in line
+    assert not (tmp_path / "out/dataset.json").exists()
 
 
 def test_shards_of_other_settings_are_made_anew_whatever_the_folder_says(copy, sources, tmp_path):
