@@ -25,6 +25,7 @@ from requests.exceptions import ChunkedEncodingError, ConnectionError, RequestEx
 from pipeline.errors import UserError, one_line
 
 _SECONDS = 600.0  # that an operation may take
+_AT_ONCE = 16  # zones that are asked
 # For what can be asked twice: one answer that is lost must not cost machines that were hard to get.
 _PATIENT = Retry(
     if_exception_type(TooManyRequests, ServerError, TransportError, ChunkedEncodingError, ConnectionError, Timeout),
@@ -102,6 +103,7 @@ class Compute:
         self._types = compute_v1.MachineTypesClient(credentials=credentials)
         self._regions = compute_v1.RegionsClient(credentials=credentials)
         self._projects = compute_v1.ProjectsClient(credentials=credentials)
+        self._zones = compute_v1.ZonesClient(credentials=credentials)
         self._templates = compute_v1.InstanceTemplatesClient(credentials=credentials)
         self._groups = compute_v1.InstanceGroupManagersClient(credentials=credentials)
 
@@ -127,8 +129,34 @@ class Compute:
     def groups(self, pattern: str) -> tuple[list[Group], str]:
         """The groups whose whole names match a regular expression, and why there may be others; "" if there are none.
 
-        A zone that does not answer hides what is in it.
+        A zone that does not answer hides what is in it, and it may hide all others from who asks for all at once.
         """
+        try:
+            return self._all_groups(pattern)
+        except Unavailable:
+            raise
+        except UserError:  # there was no answer, again and again
+            return self._groups_by_zone(pattern)
+
+    def _groups_by_zone(self, pattern: str) -> tuple[list[Group], str]:
+        with _asking(f"zones of project {self.project} cannot be looked up"):
+            zones = [each.name for each in self._zones.list(project=self.project, retry=_PATIENT)]
+
+        def ask(zone: str) -> tuple[list[Group], str]:
+            request = compute_v1.ListInstanceGroupManagersRequest(
+                project=self.project, zone=zone, filter=f'name eq "{pattern}"'
+            )
+            try:
+                with _asking(zone):
+                    return [_group(each, zone) for each in self._groups.list(request=request, retry=None)], ""
+            except UserError as error:
+                return [], str(error)
+
+        with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+            answers = list(pool.map(ask, zones))
+        return [group for groups, _ in answers for group in groups], "; ".join(why for _, why in answers if why)
+
+    def _all_groups(self, pattern: str) -> tuple[list[Group], str]:
         request = compute_v1.AggregatedListInstanceGroupManagersRequest(
             project=self.project, filter=f'name eq "{pattern}"'
         )

@@ -257,7 +257,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             headers["Location"] = f"{self.scheme}://{self.headers['Host']}/{path}"
         if "json" in headers.get("Content-Type", ""):  # as do the links in what it says of objects
             own = f"{self.scheme}://{self.headers['Host']}".encode()
-            content = content.replace(f"http://127.0.0.1:{self.server.emulator_port}".encode(), own)
+            for host in (f"127.0.0.1:{self.server.emulator_port}", *HOSTS):
+                content = content.replace(f"http://{host}/".encode(), own + b"/")
         if self.command == "HEAD":
             headers["Content-Length"] = response.getheader("Content-Length", "0")
         return response.status, headers, content

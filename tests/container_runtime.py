@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ IMAGE_STATUS = "status"  # a file with what fetching an image ends with
 
 def install(folder):
     """Puts the doubles into a folder."""
-    for name in ("docker", "cos-extensions", "iptables", "mount", "nvidia-smi", "sleep", "systemctl"):
+    for name in ("docker", "cos-extensions", "curl", "iptables", "mount", "nvidia-smi", "sleep", "systemctl"):
         path = folder / name
         path.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} {name} "$@"\n')
         path.chmod(0o755)
@@ -49,10 +50,13 @@ def stop(folder, seconds):
 
 def _main(name, arguments):
     machine = Path(os.environ["MACHINE"])
-    if name == "sleep":
-        os.execv("/bin/sleep", ["sleep", arguments[0] if arguments[0] == "infinity" else "0.2"])
     with (machine / "calls").open("a") as file:
         file.write(json.dumps([name, *arguments]) + "\n")
+    if name == "sleep":
+        os.execv("/bin/sleep", ["sleep", arguments[0] if arguments[0] == "infinity" else "0.2"])
+    if name == "curl":
+        _, _, others = os.environ["PATH"].partition(":")
+        os.execv(shutil.which("curl", path=others), ["curl", *arguments])
     if name == "systemctl":
         assert arguments == ["is-system-running"]
         print("stopping" if (machine / "stopping").exists() else "running")

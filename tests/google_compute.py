@@ -250,6 +250,7 @@ class Compute(Api):
             instanceGroupManagers_insert=self._insert_group, instanceGroupManagers_delete=self._delete_group,
             instanceGroupManagers_createInstances=self._create, instanceGroupManagers_aggregatedList=self._groups,
             instanceGroupManagers_get=lambda found, body: self._shown(self._group(found)),
+            instanceGroupManagers_list=self._groups_of, zones_list=self._zones,
             instanceGroupManagers_listManagedInstances=self._list, zoneOperations_get=self._operation,
             globalOperations_get=self._operation,
         )  # fmt: skip
@@ -357,14 +358,16 @@ class Compute(Api):
                 threading.Thread(target=lambda each=machine: (each.shut_down(), each.delete()), daemon=True).start()
         operation = self._begin()
         if not self.deaf:
-            self._ending[operation["name"]] = found["zone"], found["instanceGroupManager"]
+            self._ending[operation["name"]] = (found["zone"], found["instanceGroupManager"]), group
             threading.Timer(1.0, self._end, [operation["name"]]).start()  # if nobody waits for it
         return operation
 
     def _end(self, operation):
         """A group is gone only when its deletion is done."""
         with self._lock:
-            self.groups.pop(self._ending.pop(operation, None), None)
+            key, group = self._ending.pop(operation, (None, None))
+            if key and self.groups.get(key) is group:  # and no later one of its name
+                del self.groups[key]
 
     def _group(self, found):
         group = self.groups.get((found["zone"], found["instanceGroupManager"]))
@@ -381,6 +384,15 @@ class Compute(Api):
         for zone in self.unreachable:
             items[f"zones/{zone}"] = {"warning": {"code": "UNREACHABLE", "message": f"{zone} is not reachable"}}
         return {"items": items}
+
+    def _zones(self, found, body):
+        return {"items": [{"name": zone} for zone in ZONES]}
+
+    def _groups_of(self, found, body):
+        if found["zone"] in self.unreachable:
+            raise Refusal(503, f"{found['zone']} is not reachable", "backendError")
+        named = self._groups(found, body)["items"][f"zones/{found['zone']}"]
+        return {"items": named.get("instanceGroupManagers", [])}
 
     def _shown(self, group):
         made = datetime.datetime.fromtimestamp(group["made"], datetime.timezone.utc)

@@ -224,7 +224,7 @@ def test_an_answer_that_is_no_json_is_one_line(project, capsys, monkeypatch):
     monkeypatch.setattr(Compute, "__call__", lambda *_: broken)
     for name in ("status", "stop"):
         assert command(name, f"--workdir={RUN}") == 1
-        assert re.search("machines of project a-project cannot be looked up: .*; try again", error_of(capsys))
+        assert re.search("zones of project a-project cannot be looked up: .*; try again", error_of(capsys))
 
 
 @pytest.mark.parametrize(
@@ -522,6 +522,18 @@ def test_a_zone_that_cannot_be_seen_keeps_nobody_from_deleting_machines_in_anoth
     monkeypatch.setattr(machines, "refuse_second", lambda *_: [])  # as when it is lost sight of a moment later
     assert launched("--machine=e2-standard-4", "--max_hours=9") == 0
     assert list(project.compute.groups) == [(ZONE, NAME)]
+
+
+def test_zones_are_asked_one_by_one_when_one_hides_all_others(project, capsys, monkeypatch):
+    assert launched("--machine=e2-standard-4") == 0
+    monkeypatch.setattr(compute, "_PATIENT", compute._PATIENT.with_delay(0.01, 0.01).with_timeout(0.1))
+    project.compute.refusals["compute.instanceGroupManagers.aggregatedList"] = Refusal(503, "later", "backendError")
+    assert command("status") == 0
+    assert f"{NAME}-0  RUNNING" in capsys.readouterr().out
+    project.compute.unreachable = ("europe-west4-a",)
+    assert command("stop", f"--workdir={RUN}") == 1
+    assert "may be left where that cannot be seen: europe-west4-a: " in error_of(capsys)
+    assert (project.compute.groups, project.compute.templates) == ({}, {})
 
 
 def test_a_group_whose_time_is_over_makes_way_when_its_machines_could_not_be_made_anew(project, capsys):

@@ -19,6 +19,7 @@ SHORTER = {
     "readonly HEARD_SECONDS=300 ": "readonly HEARD_SECONDS=3 ",
     "readonly PREPARE_SECONDS=1200 ": "readonly PREPARE_SECONDS=3 ",
     "readonly LOSSES=20 ": "readonly LOSSES=6 ",
+    "readonly QUICK_SECONDS=300 ": "readonly QUICK_SECONDS=10 ",
     "readonly LONG_SECONDS=7200 ": "readonly LONG_SECONDS=5 ",
     "readonly STOP_SECONDS=120 ": "readonly STOP_SECONDS=2 ",
 }
@@ -44,6 +45,9 @@ if status == "deaf":
 if status == "long":
     time.sleep(6)
     status = 1
+if status == "late":
+    time.sleep(11)
+    status = 75
 if status == "forever":
     signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(143)))
     time.sleep(600)
@@ -65,12 +69,13 @@ def start(cloud, tmp_path):
     """Starts the first machine of a job, whose container ends with one status after the other."""
     machines = []
 
-    def start_(*statuses, seconds=3600, count=1, gpus=0, image_status=0, **variables):
+    def start_(*statuses, seconds=3600, count=1, gpus=0, image_status=0, patient=False, **variables):
         cloud.compute.groups["us-central1-a", GROUP] = {"zone": "us-central1-a", "machines": {}, "template": ""}
         script = SCRIPT.read_text()
         for long, short in SHORTER.items():
             assert long in script
-            script = script.replace(long, short)
+            if not (patient and "PREPARE" in long):
+                script = script.replace(long, short)
         attributes = {
             "startup-script": script, "shutdown-script": SHUTDOWN,
             "koalarization-arguments": "--config.seed=7\n--data=gs://b/a b'\"$x",
@@ -150,6 +155,22 @@ def test_machines_that_lose_each_other_at_once_again_and_again_are_given_up(clou
     assert said[-1].startswith("training lost another machine 6 times, soon after each start: try 5; all machines")
 
 
+def test_a_machine_that_was_lost_after_a_while_is_no_reason_to_give_up(cloud, start):
+    """As spot machines are, all the time."""
+    start(*[75] * 4, "late", *[75] * 4, 0)
+    assert deleted(cloud)[-1].startswith("training is finished")
+
+
+def test_what_is_lost_in_between_is_none_of_the_failures_one_after_the_other(cloud, start):
+    start(1, 1, 75, 1, 1, 0)
+    assert deleted(cloud)[-1].startswith("training is finished")
+
+
+def test_a_machine_whose_time_ends_before_it_is_ready_is_deleted(cloud, start):
+    start(0, image_status=1, seconds=6, patient=True)
+    assert deleted(cloud)[-1].startswith("the time of the job is over")
+
+
 def test_a_machine_that_is_not_heard_at_first_says_again_that_it_starts(cloud, start):
     cloud.logging.refusal = Refusal(403, "not yet")  # as roles take minutes until they hold
     machine = start(0)
@@ -159,9 +180,11 @@ def test_a_machine_that_is_not_heard_at_first_says_again_that_it_starts(cloud, s
 
 
 def test_what_fails_is_tried_again_and_given_up_soon(cloud, start):
-    start(1, 137, 1)
+    machine = start(1, 137, 1)
     said = deleted(cloud)
     assert [line for line in said if line.startswith("try ")] == ["try 0", "try 1", "try 2"]
+    pauses = [pause for (pause,) in container_runtime.calls(machine.folder, "sleep")]
+    assert pauses[:4] == ["120", "10", "240", "10"]  # in which what is not the run's may pass
     assert "training failed (status 137: try 1); it is tried again" in said
     assert said[-1] == "training failed 3 times (status 1: try 2); all machines of the job are deleted now"
 
