@@ -145,7 +145,10 @@ def check_unchanged(inputs: Sequence[Source], before: Mapping[str, object]) -> N
         raise UserError(f"a source is gone while it was read: {one_line(error)}; bring it back") from error
     for name, described in now.items():
         if described != before[name]:
-            raise UserError(f"source {name} was written to while it was read; start the job again with --overwrite")
+            raise UserError(
+                f"source {name} was written to while it was read: what was made of it is of no use; name another "
+                "--output, and a source that stays as it is"
+            )
 
 
 def check_inputs(inputs: Sequence[Source]) -> None:
@@ -349,7 +352,7 @@ def _listing(source: Source) -> Iterator[None]:
 
 
 def _is_remote_folder(source: Source) -> bool:
-    """Whether anything lies below a name on Cloud Storage, be there an object of that name as well."""
+    """Whether a name on Cloud Storage stands for all that lies below it, and not for an object or a pattern."""
     if not gs.is_path(source.path):
         return False
     with _listing(source):

@@ -85,12 +85,12 @@ def train(workdir, *more):
 
 def wait_for(cloud, text):
     """Waits until a machine says something."""
-    until(lambda: any(text in line for line in cloud.logging.said()), 600)
+    until(lambda: any(text in line for line in cloud.logging.said()), 600, pause=0.05)
 
 
 def wait_for_deletion(cloud):
     until(lambda: cloud.compute.deleted, 600)
-    assert cloud.compute.groups == {}
+    until(lambda: not cloud.compute.groups)
     return cloud.logging.said()
 
 
@@ -105,8 +105,8 @@ def test_created_trained_preempted_resumed_finished_deleted(cloud, launch, compa
     run, name = "gs://bucket/one", f"{group_name('gs://bucket/one')}-0"
     assert "1 of 1 machines run" in launch(*train(run, "--spot"))
     wait_for(cloud, "epoch 1/3")
-    assert name in launch("status", f"--workdir={run}")
     cloud.compute.preempt(name)
+    assert name in launch("status", f"--workdir={run}")
     wait_for(cloud, "goes on from step")
     said = wait_for_deletion(cloud)
     stopped = next(line for line in said if line.startswith("stopped at step"))
@@ -138,11 +138,15 @@ def test_when_max_hours_have_passed_the_run_is_saved_and_the_same_launch_goes_on
     launch(*train(run, "--max_hours=0.01", "--config.epochs_per_learning_rate=(100,100)"))
     wait_for(cloud, "epoch 1/200")
     said = wait_for_deletion(cloud)
-    stopped = next(line for line in said if line.startswith("stopped at step"))
+    (stopped,) = (
+        (line for line in said if line.startswith("stopped at step"))
+        if any(line.startswith("stopped at step") for line in said)
+        else pytest.fail("\n".join(said))
+    )
     assert said[-1].startswith("the time of the job is over; the same launch goes on from its last checkpoint")
     cloud.compute.deleted.clear()
     launch(*train(run, "--config.epochs_per_learning_rate=(100,100)"))
     wait_for(cloud, f"goes on from step {stopped.split()[3].rstrip(',')}")
     launch("stop", f"--workdir={run}")
-    assert cloud.compute.groups == {}
+    until(lambda: not cloud.compute.groups)
     assert not any(name.startswith(group_name(run)) for name in cloud.compute.templates)

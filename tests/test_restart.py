@@ -140,7 +140,11 @@ def test_an_archive_that_changes_while_it_is_read_is_noticed(pictures, tmp_path,
     argv = (f"--source=places365:{archive}", *OPTIONS, f"--output={tmp_path}/out", "--max_reject_fraction=1")
     assert run_preprocess(*argv) == 1
     line = error_of(capsys)
-    assert (f"{archive}" in line and "gone" in line) if is_gone else "was written to while it was read; start" in line
+    assert (
+        (f"{archive}" in line and "gone" in line)
+        if is_gone
+        else "was written to while it was read: what was made of it" in line
+    )
     assert not (tmp_path / "out/dataset.json").exists()
 
 
