@@ -36,6 +36,7 @@ def write_dataset(
     inputs: Sequence[Source],
     output: str,
     spec: DatasetSpec,
+    described: dict[str, Any],
     overwrite: bool,
     max_reject_fraction: float,
 ) -> None:
@@ -46,10 +47,10 @@ def write_dataset(
         inputs: collections of pictures.
         output: the dataset's directory, absolute; its `JobFolder` is open.
         spec: what the dataset is to be.
+        described: the `settings` that the folder was opened with.
         overwrite: replace shards of other pictures instead of refusing them.
         max_reject_fraction: the share of rejected pictures, in [0, 1], above which the job fails.
     """
-    described = settings(inputs, spec)
     placed = pipeline | ListPictures(inputs, output, spec.partition)
     listed = placed | beam.Map(_count) | "CountListed" >> beam.CombinePerKey(sum)
     # A shard to which no picture falls is written all the same, empty: the names promise a number of files.

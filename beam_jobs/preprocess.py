@@ -124,13 +124,16 @@ def preprocess(
         _LOGGER.info("about:\n%s", about.describe(spec, runner.cores(options)))
     start = time.monotonic()
     names = {spec.partition.file_name(shard) for shard in spec.partition.shards()}
-    with JobFolder(output).open(dataset.settings(inputs, spec), overwrite):
+    settings = dataset.settings(inputs, spec)
+    with JobFolder(output).open(settings, overwrite):
         if found := storage.names(output) & names:
             _LOGGER.info(
                 "goes on: %d of %d shards stand in %s; those that are whole are kept", len(found), len(names), output
             )
         counters = runner.run(
-            lambda pipeline: dataset.write_dataset(pipeline, inputs, output, spec, overwrite, max_reject_fraction),
+            lambda pipeline: dataset.write_dataset(
+                pipeline, inputs, output, spec, settings, overwrite, max_reject_fraction
+            ),
             options,
             progress=lambda: len(storage.names(output) & names),
             total=len(names),

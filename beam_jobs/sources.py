@@ -286,9 +286,10 @@ def _list_files(part: Part) -> Iterator[tuple[str, str, int, int]]:
         for member in _list_archive(part):
             yield member.name, path, member.offset, member.length
         return
-    wildcard = None if _is_folder(path) or _is_remote_folder(part.source) else WILDCARD.search(path)
+    is_remote_folder = _is_remote_folder(part.source)
+    wildcard = None if _is_folder(path) or is_remote_folder else WILDCARD.search(path)
     folder = os.path.dirname(path[: wildcard.start()]) if wildcard else path
-    for file_path, length in _list_tree(part.source):
+    for file_path, length in _list_tree(part.source, is_remote_folder):
         base = os.path.dirname(path) if file_path == path else folder
         yield os.path.join(os.path.basename(base), os.path.relpath(file_path, base)), file_path, 0, length
 
@@ -319,7 +320,7 @@ def _reading(source: Source) -> Iterator[None]:
         raise UserError(f"source {source} cannot be read: {one_line(error)}") from error
 
 
-def _list_tree(source: Source) -> Iterator[tuple[str, int]]:
+def _list_tree(source: Source, is_remote_folder: bool) -> Iterator[tuple[str, int]]:
     """Yields (path, length) of the files of a folder, a pattern, or a single file."""
     path = source.path
     if _is_folder(path):  # Beam's matching has no way to quote brackets in a folder's name
@@ -328,11 +329,10 @@ def _list_tree(source: Source) -> Iterator[tuple[str, int]]:
     if os.path.isfile(path):
         yield path, _size(path)
         return
-    if _is_remote_folder(source):
-        with _listing(source):
-            yield from storage.below(path)
-        return
     with _listing(source):
+        if is_remote_folder:
+            yield from storage.below(path)
+            return
         if "://" in path and not WILDCARD.search(path):
             if storage.is_object(path):
                 yield path, storage.stat(path).size

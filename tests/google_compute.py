@@ -258,7 +258,7 @@ class Compute(Api):
         self.quotas = {"NVIDIA_A100_GPUS": (16, 0), "PREEMPTIBLE_NVIDIA_A100_GPUS": (8, 0)}
         self.global_quotas = {"GPUS_ALL_REGIONS": (16, 0)}
         self.lapses, self.stuck = {}, None
-        self._ending = {}  # by operation: groups, and when they are gone
+        self._ending = {}  # groups by the operation that deletes them, with their keys
         self.errors, self.refusals, self.late, self.failure, self.deaf = [], {}, 1, None, False
         self.templates, self.groups, self.made, self.deleted, self.unreachable = {}, {}, [], [], ()
         self._waited = {}
