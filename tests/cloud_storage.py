@@ -251,7 +251,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._emulator.request(self.command, self.path, body, headers | {"Content-Length": str(len(body))})
         response = self._emulator.getresponse()
         content = response.read()
-        headers = {name: value for name, value in response.getheaders() if name.lower() not in _OF_THE_CONNECTION}
+        headers = {
+            name.title(): value for name, value in response.getheaders() if name.lower() not in _OF_THE_CONNECTION
+        }
         if location := headers.get("Location"):  # it leads the client back here
             path = location.partition("://")[2].partition("/")[2]
             headers["Location"] = f"{self.scheme}://{self.headers['Host']}/{path}"
