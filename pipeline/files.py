@@ -145,7 +145,7 @@ def find(path: str) -> list[tuple[str, str]]:
             folder, pattern = os.path.dirname(path[: wildcard.start()]), _compile(path)
         else:
             return [(path, os.path.basename(path))]
-        found = sorted((os.path.join(folder, name), name) for name in _below(folder or "."))
+        found = sorted(_below(folder))
     except (OSError, re.error) as error:
         raise UserError(f"{path} cannot be listed: {one_line(error)}; look at its name") from error
     found = [each for each in found if pattern.match(each[0])]
@@ -183,8 +183,8 @@ def _translate(wildcard: str) -> str:
     return {"**": ".*", "*": "[^/]*", "?": "[^/]"}[wildcard]
 
 
-def _below(folder: str) -> Iterator[str]:
-    """The names of all files below a folder."""
+def _below(folder: str) -> Iterator[tuple[str, str]]:
+    """The path of each file below a folder, and its name there, in which there are no empty parts."""
 
     def fail(error: Exception) -> NoReturn:
         raise error
@@ -194,10 +194,11 @@ def _below(folder: str) -> Iterator[str]:
         tf = loading.tensorflow()
         walk = tf.io.gfile.walk
     with _os_errors(folder):
-        for base, folders, names in walk(folder, onerror=fail):
+        for base, folders, names in walk(folder or ".", onerror=fail):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            inner = os.path.relpath(base, folder)
-            yield from (os.path.normpath(os.path.join(inner, name)) for name in names if not name.startswith("."))
+            for path in (os.path.join(base, name) for name in names if not name.startswith(".")):
+                name = os.path.relpath(path, folder or ".")
+                yield path if folder else name, name
 
 
 def make_folder(path: str) -> None:
@@ -309,7 +310,7 @@ def folder_aside(path: str, last: str = "") -> Iterator[str]:
 
     Args:
         path: of the folder, local or remote.
-        last: the name of the file that comes last.
+        last: the name below it of the file that comes last.
 
     Raises:
         UserError: it cannot be made or renamed.
@@ -337,10 +338,10 @@ def folder_aside(path: str, last: str = "") -> Iterator[str]:
 
 
 def _upload_folder(local: str, path: str, last: str) -> None:
-    for name in sorted(_below(local), key=lambda each: (os.path.basename(each) == last, each)):
+    for source, name in sorted(_below(local), key=lambda each: (each[1] == last, each)):
         target = os.path.join(path, name)
         make_folder(os.path.dirname(target))
-        upload(os.path.join(local, name), target)
+        upload(source, target)
 
 
 @contextlib.contextmanager
@@ -381,7 +382,7 @@ def remove_folder(path: str, first: str = "") -> None:
 
     Args:
         path: of the folder, local or remote.
-        first: the name of the file that goes first, where there is one.
+        first: the name below it of the file that goes first, where there is one.
 
     Raises:
         UserError: it cannot be deleted.
@@ -392,8 +393,8 @@ def remove_folder(path: str, first: str = "") -> None:
         if "://" not in path:
             shutil.rmtree(path)
             return
-        for name in list(_below(path)):  # TensorFlow takes a folder of which the store does not answer for none
-            remove(os.path.join(path, name))
+        for each, _ in list(_below(path)):  # TensorFlow takes a folder of which the store does not answer for none
+            remove(each)
         tf = loading.tensorflow()
         with _os_errors(path):
             tf.io.gfile.rmtree(path)  # what stands for an empty folder, if anything does

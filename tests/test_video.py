@@ -62,25 +62,29 @@ def test_frames_times_and_sound(run, tmp_path, capsys):
 
 
 def test_on_cloud_storage(finished, tmp_path):
-    """Run, video and what comes out of it; the same as on the disk."""
+    """Run, video, a folder whose pictures' names have an empty part, and what becomes of them; as on the disk."""
     write_video(tmp_path / "clip.mp4", ramp(5), sound="aac")
-    here = tmp_path / "here/clip.mp4"
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/one.png").write_bytes(encoded(noise(20, 30)))
+    here, there = tmp_path / "here", tmp_path / "there"
     program = [sys.executable, "-c", TINY.format("trainer.colorize")]
     with cloud_storage.running(tmp_path, "bucket") as cloud:
         cloud.upload(finished[0], "bucket", "run/")
         cloud.client().bucket("bucket").blob("clip.mp4").upload_from_filename(tmp_path / "clip.mp4")
+        cloud.upload(tmp_path / "pictures", "bucket", "pictures//")
         for arguments in (
-            (f"--workdir={finished[0]}", f"--output={here.parent}", str(tmp_path / "clip.mp4")),
-            ("--workdir=gs://bucket/run", "--output=gs://bucket/out", "gs://bucket/clip.mp4"),
+            (f"--workdir={finished[0]}", f"--output={here}", str(tmp_path / "clip.mp4"), str(tmp_path / "pictures")),
+            ("--workdir=gs://bucket/run", "--output=gs://bucket/out", "gs://bucket/clip.mp4", "gs://bucket/pictures"),
         ):
             environment = {**os.environ, **cloud.environment}
             result = subprocess.run([*program, *arguments], env=environment, capture_output=True, text=True)
             assert result.returncode == 0, result.stderr
-        cloud.download("bucket", "out/", tmp_path / "there")
-    assert [path.name for path in (tmp_path / "there").iterdir()] == ["clip.mp4"]
-    for (first, _), (second, _) in zip(frames(here), frames(tmp_path / "there/clip.mp4"), strict=True):
+        cloud.download("bucket", "out/", there)
+    assert sorted(path.name for path in there.iterdir()) == ["clip.mp4", "one.png"]
+    assert (here / "one.png").read_bytes() == (there / "one.png").read_bytes()
+    for (first, _), (second, _) in zip(frames(here / "clip.mp4"), frames(there / "clip.mp4"), strict=True):
         assert np.array_equal(first, second)
-    assert sound(here) == sound(tmp_path / "there/clip.mp4")
+    assert sound(here / "clip.mp4") == sound(there / "clip.mp4")
 
 
 def test_times_that_are_not_even(run, tmp_path):

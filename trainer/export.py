@@ -35,7 +35,7 @@ from trainer.trained import Trained
 _LOGGER = logging.getLogger("trainer.export")
 DESCRIPTION = "export.json"
 SAVED_MODEL, KERAS, ONNX = "saved_model", "model.keras", "model.onnx"
-_LAST = "saved_model.pb"  # without it, nothing takes a folder for a saved model
+_LAST = f"{SAVED_MODEL}/saved_model.pb"  # without it, nothing takes a folder for a saved model
 _OPSET = 18  # of ONNX
 _LARGEST_DIFFERENCE = 1  # of 255 levels: what rounding makes of the last digits
 _RGB = "uint8 [N, height, width, 3], of any size"
@@ -120,7 +120,7 @@ def _make_way(output: str) -> None:
 def _is_left_over(output: str, found: Sequence[str]) -> bool:
     own = {DESCRIPTION, SAVED_MODEL, KERAS, ONNX}
     others = [name for name in found if files.TEMPORARY.sub("", name.rstrip("/")) not in own]
-    return "://" in output and not others and not files.exists(f"{output}/{SAVED_MODEL}/{_LAST}")
+    return "://" in output and not others and not files.exists(f"{output}/{_LAST}")
 
 
 class _Sample:
