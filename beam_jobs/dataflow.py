@@ -24,7 +24,7 @@ from apache_beam.options.pipeline_options_validator import PipelineOptionsValida
 from apache_beam.runners.dataflow.dataflow_runner import DataflowRunner, DataflowRuntimeException
 from apache_beam.runners.dataflow.internal.apiclient import DataflowJobAlreadyExistsError
 from apache_beam.runners.runner import PipelineResult, PipelineState
-from google.api_core.exceptions import GoogleAPICallError
+from google.api_core.exceptions import GoogleAPICallError, GoogleAPIError
 from google.auth.exceptions import GoogleAuthError
 from google.protobuf.json_format import ParseError
 
@@ -300,7 +300,7 @@ def explain(error: Exception) -> UserError | None:
         return UserError(
             f"a job writes there already: {one_line(error).partition(' If you want')[0]} Wait for it, or cancel it"
         )
-    if isinstance(error, (GoogleAPICallError, GoogleAuthError, OSError, RuntimeError, ParseError)):
+    if isinstance(error, (GoogleAPIError, GoogleAuthError, OSError, RuntimeError, ParseError)):
         is_refused = isinstance(error, GoogleAPICallError) and error.code not in MAY_PASS
         again = "" if is_refused else "; try again"
         return UserError(f"Dataflow cannot be given the job, or be asked about it: {one_line(error)}{again}")

@@ -11,7 +11,7 @@ from apache_beam import version
 from apache_beam.options.pipeline_options import DebugOptions, GoogleCloudOptions, SetupOptions, WorkerOptions
 from apache_beam.runners.dataflow.dataflow_runner import DataflowRuntimeException
 from apache_beam.runners.dataflow.internal.apiclient import DataflowJobAlreadyExistsError
-from google.api_core.exceptions import Forbidden, TooManyRequests
+from google.api_core.exceptions import Forbidden, RetryError, TooManyRequests
 
 from beam_jobs import dataflow, embed, gcs, runner
 from pipeline import cli
@@ -423,6 +423,7 @@ def test_a_wait_that_is_broken_off_cancels_the_job_or_says_that_it_goes_on(proje
         (DataflowRuntimeException("x", Result(state="CANCELLED")), "the job was cancelled; give the command again"),
         (Forbidden("no quota\nfor it"), "Dataflow cannot be given the job, or be asked about it: 403 no quota for it$"),
         (TooManyRequests("wait"), "Dataflow cannot be given the job, or be asked about it: 429 wait; try again$"),
+        (RetryError("out of time", None), "Dataflow cannot be given the job, .*: out of time.*; try again$"),
         (OSError("Could not upload"), "Dataflow cannot be given the job, .*: Could not upload; try again$"),
         (KeyError("a bug"), "None$"),
     ],

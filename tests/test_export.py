@@ -33,7 +33,7 @@ def test_what_a_killed_export_left_on_a_store_makes_way(tmp_path):
         export._make_way(str(left))  # a local folder has its name only when it is whole
     export._make_way(f"file://{left}")
     assert not left.exists()
-    for name in ("other.json", "saved_model/saved_model.pb"):  # not ours, and whole
+    for name in ("other.json", "model.onnx", "saved_model/saved_model.pb"):  # not ours, perhaps not, and whole
         (left / name).parent.mkdir(parents=True, exist_ok=True)
         (left / name).write_text("")
         with pytest.raises(UserError, match=f"--output=file://{left} holds .*; name a new directory"):

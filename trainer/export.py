@@ -103,10 +103,11 @@ def export(work_dir: str, output: str) -> None:
 
 
 def _make_way(output: str) -> None:
-    """Looks whether a directory is empty, or holds but what an export has left that was killed while it copied."""
+    """Looks whether a directory is empty; what an export has left that was killed while it copied is deleted."""
     try:
         found = files.names(output)
         if found and _is_left_over(output, found):
+            _LOGGER.info("%s holds what an export has left that was killed, and is deleted", output)
             files.remove_folder(output)
             found = []
     except FileNotFoundError:
@@ -119,8 +120,8 @@ def _make_way(output: str) -> None:
 
 def _is_left_over(output: str, found: Sequence[str]) -> bool:
     own = {DESCRIPTION, SAVED_MODEL, KERAS, ONNX}
-    others = [name for name in found if files.TEMPORARY.sub("", name.rstrip("/")) not in own]
-    return "://" in output and not others and not files.exists(f"{output}/{_LAST}")
+    names = {files.TEMPORARY.sub("", name.rstrip("/")) for name in found}
+    return "://" in output and DESCRIPTION in names <= own and not files.exists(f"{output}/{_LAST}")
 
 
 class _Sample:
