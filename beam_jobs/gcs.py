@@ -35,7 +35,7 @@ class Status(NamedTuple):
     """Size in bytes, and when it was written."""
 
     size: int
-    updated: datetime
+    created: datetime  # and not updated, which labels and changes of the storage class do as well
 
 
 def check_credentials(path: str) -> None:
@@ -182,7 +182,7 @@ def stat(path: str) -> Status:
     """Looks at an object."""
     blob = _blob(path)
     blob.reload()
-    return Status(blob.size, blob.updated)
+    return Status(blob.size, blob.time_created)
 
 
 def exists(path: str) -> bool:

@@ -297,7 +297,7 @@ def stat(path: str) -> FileStatus:
     with _os_errors(path):
         if gs.is_path(path):
             found = gcs.stat(path)
-            return FileStatus(found.size, round(found.updated.timestamp() * 1e6) * 1000)
+            return FileStatus(found.size, round(found.created.timestamp() * 1e6) * 1000)
         (result,) = FileSystems.match([path])
     if not result.metadata_list:
         raise FileNotFoundError(f"{path} does not exist")

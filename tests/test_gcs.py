@@ -45,6 +45,14 @@ def write(name, content):
         file.write(content)
 
 
+def test_an_object_has_changed_when_it_was_written_anew_with_the_same_size(cloud):
+    write("object", b"first")
+    before = storage.stat(f"gs://{BUCKET}/object")
+    assert storage.stat(f"gs://{BUCKET}/object") == before
+    write("object", b"other")
+    assert storage.stat(f"gs://{BUCKET}/object") != before
+
+
 def test_an_object_is_written_looked_at_read_and_deleted(cloud):
     path = f"gs://{BUCKET}/folder/name with [brackets] and ü"
     with storage.create(path) as file:
