@@ -197,8 +197,8 @@ def _below(folder: str) -> Iterator[tuple[str, str]]:
         for base, folders, names in walk(folder or ".", onerror=fail):
             folders[:] = [name for name in folders if not name.startswith(".")]
             for path in (os.path.join(base, name) for name in names if not name.startswith(".")):
-                name = os.path.relpath(path, folder or ".")
-                yield path if folder else name, name
+                inner = os.path.relpath(path, folder or ".")
+                yield path if folder else inner, inner
 
 
 def make_folder(path: str) -> None:
