@@ -142,7 +142,7 @@ def check_unchanged(inputs: Sequence[Source], before: Mapping[str, object]) -> N
     try:
         now = describe(inputs)
     except OSError as error:
-        raise UserError(f"a source is gone while it was read: {one_line(error)}; bring it back") from error
+        raise UserError(f"a source was deleted while it was being read: {one_line(error)}; bring it back") from error
     for name, described in now.items():
         if described != before[name]:
             raise UserError(
@@ -281,17 +281,13 @@ def check_readable(source: Source) -> None:
 
 def _list_files(part: Part) -> Iterator[tuple[str, str, int, int]]:
     """Yields (name, path, offset, length) of every file or archive member."""
-    path = part.source.path
+    source = part.source
     if part.is_archive:
         for member in _list_archive(part):
-            yield member.name, path, member.offset, member.length
+            yield member.name, source.path, member.offset, member.length
         return
-    is_remote_folder = _is_remote_folder(part.source)
-    wildcard = None if _is_folder(path) or is_remote_folder else WILDCARD.search(path)
-    folder = os.path.dirname(path[: wildcard.start()]) if wildcard else path
-    for file_path, length in _list_tree(part.source, is_remote_folder):
-        base = os.path.dirname(path) if file_path == path else folder
-        yield os.path.join(os.path.basename(base), os.path.relpath(file_path, base)), file_path, 0, length
+    for base, path, length in _list_remote(source) if "://" in source.path else _list_local(source):
+        yield os.path.join(os.path.basename(base), os.path.relpath(path, base)), path, 0, length
 
 
 def _list_archive(part: Part) -> Iterator[tar.Member]:
@@ -320,27 +316,39 @@ def _reading(source: Source) -> Iterator[None]:
         raise UserError(f"source {source} cannot be read: {one_line(error)}") from error
 
 
-def _list_tree(source: Source, is_remote_folder: bool) -> Iterator[tuple[str, int]]:
-    """Yields (path, length) of the files of a folder, a pattern, or a single file."""
+def _list_local(source: Source) -> Iterator[tuple[str, str, int]]:
+    """Yields (base, path, length) of the files of a folder, of a single file, or of those that match a pattern.
+
+    The folder `base` is the first in the names that the files go by.
+    """
     path = source.path
     if _is_folder(path):  # Beam's matching has no way to quote brackets in a folder's name
-        yield from ((file_path, _size(file_path)) for file_path in _walk(source) if _is_file(file_path))
-        return
-    if os.path.isfile(path):
-        yield path, _size(path)
-        return
+        yield from ((path, file, _size(file)) for file in _walk(source) if _is_file(file))
+    elif os.path.isfile(path):
+        yield os.path.dirname(path), path, _size(path)
+    else:
+        with _listing(source):
+            yield from ((_base(path), file, length) for file, length in storage.match(path) if _is_file(file))
+
+
+def _list_remote(source: Source) -> Iterator[tuple[str, str, int]]:
+    """As `_list_local`; on Cloud Storage, what lies below a name with wildcards goes before what matches it."""
+    path = source.path
+    is_pattern = WILDCARD.search(path) is not None
     with _listing(source):
-        if is_remote_folder:
-            yield from storage.below(path)
+        if not is_pattern and storage.is_object(path):
+            yield os.path.dirname(path), path, storage.stat(path).size
             return
-        if "://" in path and not WILDCARD.search(path):
-            if storage.is_object(path):
-                yield path, storage.stat(path).size
-                return
-            path = path.rstrip("/") + "/**"
-        for file_path, size in storage.match(path):
-            if "://" in path or _is_file(file_path):
-                yield file_path, size
+        below = storage.below(path) if gs.is_path(path) or not is_pattern else iter(())
+        if first := next(below, None):
+            yield from ((path, *each) for each in itertools.chain([first], below))
+        elif is_pattern:
+            yield from ((_base(path), *each) for each in storage.match(path))
+
+
+def _base(pattern: str) -> str:
+    """The last folder in a pattern before its first wildcard."""
+    return os.path.dirname(WILDCARD.split(pattern, maxsplit=1)[0])
 
 
 @contextlib.contextmanager
@@ -349,15 +357,6 @@ def _listing(source: Source) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"source {source} cannot be listed: {one_line(error)}") from error
-
-
-def _is_remote_folder(source: Source) -> bool:
-    """Whether a name on Cloud Storage stands for all that lies below it, and not for an object or a pattern."""
-    if not gs.is_path(source.path):
-        return False
-    with _listing(source):
-        is_picture = not WILDCARD.search(source.path) and storage.is_object(source.path)
-        return not is_picture and next(storage.below(source.path), None) is not None
 
 
 def _is_folder(path: str) -> bool:

@@ -339,11 +339,14 @@ def match(pattern: str) -> Iterator[tuple[str, int]]:
 
 
 def below(folder: str) -> Iterator[tuple[str, int]]:
-    """Path and size in bytes of each object of Cloud Storage below a folder, whose name is taken as it is.
+    """Path and size in bytes of each file below a remote folder, whose name Cloud Storage takes as it is.
 
     Raises:
         OSError: they cannot be listed.
     """
+    if not gs.is_path(folder):
+        yield from match(f"{folder.rstrip('/')}/**")
+        return
     with _os_errors(folder):
         yield from gcs.below(folder)
 

@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import re
+import select
 import signal
 import sys
 import threading
@@ -92,14 +93,12 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
 
     Returns:
         0 on success, 1 for a `UserError` or what the system refuses, 2 for a command line that cannot be understood, 75
-        for what may pass, 128 and the signal's number (130 for an interrupt) when it was told to stop. Other exceptions
-        are bugs, and pass through with their traces.
+        for what may pass, 128 and the signal's number (130 for an interrupt) when it was told to stop, or when nobody
+        reads any more what it prints (141). Other exceptions are bugs, and pass through with their traces.
     """
     try:
         with _logging(), _signals():
-            main(_with_flag_files(argv))
-    except HelpRequested as help_text:
-        print(help_text)
+            _run_or_help(main, argv)
     except UsageError as error:
         _say(f"{error} (--help shows the options)")
         return 2
@@ -110,7 +109,11 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         _say(str(error))
         return 1
     except OSError as error:  # a disk that is full, storage that does not answer
-        _say(f"{one_line(error)}; give the command again")
+        has_no_reader = isinstance(error, BrokenPipeError) and _has_no_reader()
+        _drop_what_cannot_be_printed()
+        if has_no_reader:  # as in `| head`: nobody needs to be told
+            return _TOLD_TO_STOP + signal.SIGPIPE
+        _say(f"{one_line(error)}; see to the disk or the storage that it is about, then give the command again")
         return 1
     except KeyboardInterrupt:
         _say("interrupted")
@@ -119,6 +122,29 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         _say(f"stopped by {signal_.signal.name}")
         return _TOLD_TO_STOP + signal_.signal
     return 0
+
+
+def _run_or_help(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
+    try:
+        main(_with_flag_files(argv))
+    except HelpRequested as help_text:
+        print(help_text)
+    sys.stdout.flush()  # an error of it is one of the command
+
+
+def _drop_what_cannot_be_printed() -> None:
+    """The interpreter would try again at its end, and print a trace."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _has_no_reader() -> bool:
+    """Whether the standard output is a pipe whose reader has gone."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _with_flag_files(argv: Sequence[str]) -> list[str]:

@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 import re
@@ -170,6 +171,54 @@ def test_outcomes_become_statuses(capsys):
     )
     with pytest.raises(ZeroDivisionError):  # a bug keeps its stack trace
         cli.run(failing(ZeroDivisionError()), ["program"])
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_output_that_nobody_reads_ends_a_program_without_a_word(argument):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        assert _print_to(writer, argument) == (141, "")
+    finally:
+        os.close(writer)
+
+
+def test_a_pipe_of_its_own_that_breaks_is_an_error(capfd):
+    def main(argv):
+        raise BrokenPipeError("a worker has gone")
+
+    assert cli.run(main, ["program"]) == 1
+    assert "a worker has gone" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_output_that_cannot_be_written_is_an_error(argument):
+    with open("/dev/full", "w") as full:
+        status, error = _print_to(full.fileno(), argument)
+    assert status == 1
+    assert error.startswith("error: ")
+    assert "No space left on device" in error
+    assert error.count("\n") == 1
+
+
+def _print_to(file, argument):
+    """The exit status and the errors of a program that prints."""
+    program = "import sys\nfrom pipeline import cli\n" + inspect.getsource(_printing) + "cli.launch(_printing)"
+    result = subprocess.run(
+        [sys.executable, "-c", program, argument],
+        stdout=file,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+    )
+    return result.returncode, result.stderr
+
+
+def _printing(argv):
+    if "--help" in argv:
+        raise cli.HelpRequested("how to use it")
+    sys.stdout.write("1.0\n")
 
 
 def test_demo_is_a_variant_of_the_recipe():
