@@ -97,7 +97,7 @@ browser:
 # TensorBoard's fast loader, which knows few kinds of credentials.
 PORT ?= 6006
 tensorboard: setup
-	$(BIN)/tensorboard --logdir=$(WORKDIR) --port=$(PORT) --reload_interval=60 \
+	$(BIN)/tensorboard --logdir=$(or $(WORKDIR),$(error name the run: make tensorboard WORKDIR=RUN)) --port=$(PORT) --reload_interval=60 \
 		--samples_per_plugin=images=100,scalars=10000 $(if $(findstring ://,$(WORKDIR)),--load_fast=false)
 
 # Figures, as ratios within one run; PICTURES names a folder of JPEGs, else photographs of scikit-image are cut.

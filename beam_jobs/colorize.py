@@ -97,7 +97,7 @@ def colorize(
     with job.claimed():
         job.resume(settings)
         done = runner.run(
-            lambda pipeline: _build(pipeline, inputs, output, recipe, settings["sources"]),
+            lambda pipeline: _build(pipeline, inputs, output, recipe, settings),
             options,
             progress=lambda: len(job.reported() & parts),
             total=len(parts),
@@ -115,7 +115,7 @@ def _build(
     inputs: Sequence[sources.Source],
     output: str,
     recipe: Recipe,
-    described: Mapping[str, object],
+    settings: Mapping[str, Any],
 ) -> None:
     """Adds the whole job to a pipeline; it is complete when `SUMMARY` stands in the output."""
     placed = pipeline | ListPictures(inputs, output, picture_writer.PARTITION)
@@ -144,7 +144,7 @@ def _build(
             beam.pvalue.AsSingleton(gray | beam.combiners.Count.Globally()),
             beam.pvalue.AsSingleton(gray | beam.combiners.Top.Smallest(_NAMED)),
             inputs,
-            described,
+            settings,
             output,
         )
     )
@@ -156,7 +156,7 @@ def _write_summary(
     gray: int,
     some_gray: Sequence[str],
     inputs: Sequence[sources.Source],
-    described: Mapping[str, object],
+    settings: Mapping[str, Any],
     output: str,
 ) -> None:
     """Writes `rejects.jsonl`, looks whether every picture is accounted for, and writes `SUMMARY`.
@@ -164,7 +164,7 @@ def _write_summary(
     Raises:
         UserError: pictures are missing, or none could be colorized.
     """
-    sources.check_unchanged(inputs, described)
+    sources.check_unchanged(inputs, settings["sources"])
     rejects = FileSystems.join(output, manifest.REJECTS_FILE_NAME)
     with storage.create(rejects) as file:
         for report in JobFolder(output).read_reports(sorted(reports), PartReport):

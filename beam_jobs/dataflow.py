@@ -90,7 +90,7 @@ def prepare(
         checks.check_account(api, account)
         roles = checks.find_roles(api, cloud.project, account)
         roles.require(_WORKER_ROLES)
-        if _is_own(options):
+        if _has_package_image(options):
             roles.warn_without(checks.IMAGE_ROLES)  # which it may have on the repository alone
         checks.check_account_objects(
             api, cloud.project, roles, _written(cloud, output), {gs.split(path)[0] for path in paths}
@@ -183,7 +183,7 @@ def _console(job: str, region: str, project: str) -> str:
     return f"https://console.cloud.google.com/dataflow/jobs/{region}/{job}?project={project}"
 
 
-def _is_own(options: PipelineOptions) -> bool:
+def _has_package_image(options: PipelineOptions) -> bool:
     """Whether the workers have an image that holds this package."""
     image = options.view_as(WorkerOptions).sdk_container_image
     return image is not None and not _BEAM_IMAGE.fullmatch(image)
@@ -194,11 +194,11 @@ def _bring_code(api: Api, options: PipelineOptions, job: str, needs_image: bool)
     worker, setup = options.view_as(WorkerOptions), options.view_as(SetupOptions)
     if worker.sdk_container_image:
         _check_image(api, worker.sdk_container_image)
-    if needs_image and not _is_own(options):
+    if needs_image and not _has_package_image(options):
         raise UsageError(
             f"--sdk_container_image is missing: the workers of '{job}' need TensorFlow; build docker/trainer.Dockerfile"
         )
-    if _is_own(options):
+    if _has_package_image(options):
         return
     if worker.use_public_ips is False:
         _LOGGER.warning(

@@ -36,7 +36,7 @@ def write_dataset(
     inputs: Sequence[Source],
     output: str,
     spec: DatasetSpec,
-    described: dict[str, Any],
+    settings: dict[str, Any],
     overwrite: bool,
     max_reject_fraction: float,
 ) -> None:
@@ -47,7 +47,7 @@ def write_dataset(
         inputs: collections of pictures.
         output: the dataset's directory, absolute; its `JobFolder` is open.
         spec: what the dataset is to be.
-        described: the `settings` that the folder was opened with.
+        settings: the `settings_of` the job, with which the folder was opened.
         overwrite: replace shards of other pictures instead of refusing them.
         max_reject_fraction: the share of rejected pictures, in [0, 1], above which the job fails.
     """
@@ -56,17 +56,17 @@ def write_dataset(
     # A shard to which no picture falls is written all the same, empty: the names promise a number of files.
     every = [(tuple(shard), blocks.EMPTY) for shard in spec.partition.shards()]
     seeds = pipeline | "EveryShard" >> beam.Create(every).with_output_types(Placed)
-    write = WriteShard(output, spec, overwrite, described)
+    write = WriteShard(output, spec, overwrite, settings)
     summaries = (placed, seeds) | beam.Flatten() | beam.GroupByKey() | "WriteShard" >> beam.ParDo(write)
     (
         summaries
         | beam.combiners.ToList()
         | "WriteManifest"
-        >> beam.Map(_write_manifest, beam.pvalue.AsDict(listed), inputs, output, spec, described, max_reject_fraction)
+        >> beam.Map(_write_manifest, beam.pvalue.AsDict(listed), inputs, output, spec, settings, max_reject_fraction)
     )
 
 
-def settings(inputs: Sequence[Source], spec: DatasetSpec) -> dict[str, Any]:
+def settings_of(inputs: Sequence[Source], spec: DatasetSpec) -> dict[str, Any]:
     """What decides over the bytes of a dataset, for its `JobFolder`."""
     return {"schema_version": manifest.SCHEMA_VERSION, "sources": sources.describe(inputs), **spec.to_dict()}
 
@@ -82,12 +82,12 @@ def _write_manifest(
     inputs: Sequence[Source],
     output: str,
     spec: DatasetSpec,
-    described: dict[str, Any],
+    settings: dict[str, Any],
     max_reject_fraction: float,
 ) -> None:
     """Writes `rejects.jsonl`, looks whether every picture is accounted for, and writes `dataset.json`."""
-    sources.check_unchanged(inputs, described["sources"])
-    JobFolder(output).check_owner(described)
+    sources.check_unchanged(inputs, settings["sources"])
+    JobFolder(output).check_owner(settings)
     summaries = sorted(summaries, key=lambda summary: (SPLITS.index(summary.shard.split), summary.shard.number))
     rejects = _write_rejects(summaries, output)
     result = Manifest(

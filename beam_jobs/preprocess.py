@@ -86,7 +86,7 @@ def print_plan(
     """
     sources.check_inputs(inputs)
     if not overwrite:
-        JobFolder(output).check(dataset.settings(inputs, spec))
+        JobFolder(output).check(dataset.settings_of(inputs, spec))
     found = plan.make_plan(inputs, spec)
     print(found.describe(spec, cores))
     found.check(spec, output, max_reject_fraction)
@@ -124,7 +124,7 @@ def preprocess(
         _LOGGER.info("about:\n%s", about.describe(spec, runner.cores(options)))
     start = time.monotonic()
     names = {spec.partition.file_name(shard) for shard in spec.partition.shards()}
-    settings = dataset.settings(inputs, spec)
+    settings = dataset.settings_of(inputs, spec)
     with JobFolder(output).open(settings, overwrite):
         if found := storage.names(output) & names:
             _LOGGER.info(

@@ -92,7 +92,7 @@ def parse_options(argv: Sequence[str]) -> PipelineOptions:
     if empty and not template:  # Dataflow's launcher leaves some empty
         raise cli.empty(empty[0])
     if options.view_as(TestOptions).dry_run:
-        raise UsageError("--dry_run is not to be had of this job")
+        raise UsageError("this job has no --dry_run")
     if workers < 0:
         raise UsageError(f"--direct_num_workers={workers}; choose a number from 1, or 0 for all cores")
     if unknown and runner not in _RUNNERS_WITH_OPTIONS_OF_THEIR_OWN:
@@ -160,9 +160,10 @@ def check_output(options: PipelineOptions, output: str) -> None:
     """
     runner = options.view_as(StandardOptions).runner
     if "://" not in output and _runs_in_containers(options, runner):
+        local = ", or workers of this machine with --environment_type=LOOPBACK or EXTERNAL"
         raise UsageError(
-            f"{output} is local, but the workers of {runner} run in containers; name a remote directory, or "
-            "workers of this machine with --environment_type=LOOPBACK or EXTERNAL"
+            f"{output} is local, but the workers of {runner} run in containers; name a remote directory"
+            f"{'' if is_dataflow(options) else local}"
         )
 
 

@@ -27,12 +27,12 @@ from pipeline.shards import Shard
 
 @dataclasses.dataclass(frozen=True)
 class ShardReport:
-    """What became of the pictures of one shard; there are digests of its spec, and of the references to all of them."""
+    """What became of the pictures of one shard; the second digest is of the references to all of them."""
 
     shard: Shard
     info: ShardInfo
-    spec: str
-    pictures: str
+    spec_digest: str
+    pictures_digest: str
     written: dict[str, int]
     rejects: list[Reject]
     colors: ColorCounts
@@ -70,11 +70,11 @@ class WriteShard(beam.DoFn):
         """Writes one shard under its final name, then its report."""
         shard, refs = Shard(*element[0]), [ref for block in element[1] for ref in blocks.unpack(block)]
         refs.sort(key=lambda ref: (self._spec.partition.place(ref.key).rank, ref.key, ref.path, ref.offset))
-        name, pictures = self._spec.partition.file_name(shard), sources.digest(refs)
+        name, pictures_digest = self._spec.partition.file_name(shard), sources.digest(refs)
         report = self._job.read_report(name, ShardReport)
-        if report is not None and report.spec != self._spec.digest():  # of a job that was thought to be gone
+        if report is not None and report.spec_digest != self._spec.digest():  # of a job that was thought to be gone
             report = None
-        if report is not None and report.pictures != pictures:
+        if report is not None and report.pictures_digest != pictures_digest:
             if not self._overwrite:
                 raise UserError(
                     f"the pictures of the sources are others than when {name} was written; make the dataset anew with "
@@ -84,14 +84,14 @@ class WriteShard(beam.DoFn):
             report = None
         if report is None or not storage.holds(self._output, report.info):
             self._job.check_owner(self._settings)
-            report = self._write(shard, name, refs, pictures)
+            report = self._write(shard, name, refs, pictures_digest)
             self._job.write_report(name, report)
         for reject in report.rejects:
             counters.count(f"rejected_{reject.reason.value}")
         counters.count("written", report.info.examples)
         yield _summarize(report)
 
-    def _write(self, shard: Shard, name: str, refs: list[ImageRef], pictures: str) -> ShardReport:
+    def _write(self, shard: Shard, name: str, refs: list[ImageRef], pictures_digest: str) -> ShardReport:
         written: Counter[str] = Counter()
         rejected: list[Reject] = []
         colors = color_counts.Counter()
@@ -111,7 +111,7 @@ class WriteShard(beam.DoFn):
                     colors.add(record.ab)
         counters.count("converted", len(refs))
         info = ShardInfo.of(name, writer)
-        return ShardReport(shard, info, self._spec.digest(), pictures, dict(written), rejected, colors.result())
+        return ShardReport(shard, info, self._spec.digest(), pictures_digest, dict(written), rejected, colors.result())
 
 
 class Record(NamedTuple):

@@ -155,12 +155,12 @@ def register(infos: Sequence[ShardInfo], found: Manifest, extractor: str, classe
     Raises:
         UserError: the dataset is no longer the one that was found when the job began.
     """
-    current = manifest.read(directory, storage.open_binary)
-    if current.splits != found.splits:
-        raise UserError(f"{directory} was made anew in the meantime; start the job again")
     by_name = {info.name: info for info in infos}
     shards = {
         split: tuple(by_name[features.sidecar_name(info.name, extractor)] for info in own.shards)
         for split, own in found.splits.items()
     }
-    storage.write_manifest(directory, dataclasses.replace(current, features=FeaturesInfo(extractor, classes, shards)))
+    made = dataclasses.replace(found, features=FeaturesInfo(extractor, classes, shards))
+    if manifest.read(directory, storage.open_binary) not in (found, made):  # the latter where an engine tries again
+        raise UserError(f"{directory} was made anew, or other features of it, in the meantime; start the job again")
+    storage.write_manifest(directory, made)

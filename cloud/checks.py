@@ -174,7 +174,7 @@ class AccountRoles:
 
     def _lacking(self, roles: Sequence[str]) -> str:
         return (
-            f"{self.account}, as whom the machines run, has not {roles[0]} {self.where}: {self.grant} "
+            f"{self.account}, as whom the machines run, lacks {roles[0]} {self.where}: {self.grant} "
             f"--member=serviceAccount:{self.account} --role={roles[0]} --condition=None"
         )
 

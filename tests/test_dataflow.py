@@ -182,7 +182,7 @@ def test_an_image_of_the_same_versions(project, caplog):
 def test_workers_that_can_fetch_no_image_or_install_nothing_are_warned_of(project, caplog):
     prepared("--no_use_public_ips", f"--sdk_container_image={IMAGE}")
     assert "can install nothing" not in caplog.text
-    assert "has not roles/artifactregistry.reader in project a-project: gcloud" in caplog.text
+    assert "lacks roles/artifactregistry.reader in project a-project: gcloud" in caplog.text
     caplog.clear()
     project.roles = ["roles/dataflow.worker", "roles/artifactregistry.reader"]
     prepared(f"--sdk_container_image={IMAGE}")
@@ -262,11 +262,11 @@ def test_an_api_that_is_not_enabled(project):
 
 def test_a_service_account_without_a_role_is_refused_or_warned_of_where_that_cannot_be_seen(project, caplog):
     project.roles = ["roles/viewer"]
-    with pytest.raises(UserError, match="as whom the machines run, has not roles/dataflow.worker in project a-project"):
+    with pytest.raises(UserError, match="as whom the machines run, lacks roles/dataflow.worker in project a-project"):
         prepared()
     project.roles = ["roles/viewer", "projects/a-project/roles/mine"]
     prepared()
-    assert "has not roles/dataflow.worker in project a-project: gcloud" in caplog.text
+    assert "lacks roles/dataflow.worker in project a-project: gcloud" in caplog.text
     assert "--condition=None, unless projects/a-project/roles/mine will do" in caplog.text
     project.roles = None
     prepared()
@@ -281,12 +281,12 @@ def test_a_service_account_that_may_not_write_to_the_bucket_is_refused(project, 
     }
     with pytest.raises(
         UserError,
-        match="has not roles/storage.objectAdmin on gs://bucket: gcloud storage buckets add-iam-policy-binding "
+        match="lacks roles/storage.objectAdmin on gs://bucket: gcloud storage buckets add-iam-policy-binding "
         "gs://bucket --member=serviceAccount:.* --role=roles/storage.objectAdmin --condition=None",
     ):
         prepared()
     project.bucket_roles["roles/storage.legacyObjectOwner"] = f"projectEditor:{PROJECT}"
-    with pytest.raises(UserError, match="has not roles/storage.objectAdmin on gs://bucket"):
+    with pytest.raises(UserError, match="lacks roles/storage.objectAdmin on gs://bucket"):
         prepared()
     project.roles = ["roles/editor"]
     prepared()
@@ -298,10 +298,10 @@ def test_a_service_account_that_may_not_write_to_the_bucket_is_refused(project, 
         {"roles/storage.objectAdmin": f"serviceAccount:{ACCOUNT}"},
     )
     prepared(paths=["gs://everywhere/photos"])
-    with pytest.raises(UserError, match="has not roles/storage.objectAdmin on gs://everywhere"):
+    with pytest.raises(UserError, match="lacks roles/storage.objectAdmin on gs://everywhere"):
         prepared("--temp_location=gs://everywhere/t")
     project.own_bucket_roles = {"everywhere": {}}
-    with pytest.raises(UserError, match="has not roles/storage.objectViewer on gs://everywhere: gcloud storage"):
+    with pytest.raises(UserError, match="lacks roles/storage.objectViewer on gs://everywhere: gcloud storage"):
         prepared(paths=["gs://everywhere/photos"])
     project.own_bucket_roles = {"everywhere": {"roles/storage.objectViewer": "allUsers"}}
     prepared(paths=["gs://everywhere/photos"])

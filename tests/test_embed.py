@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from apache_beam.io.filesystems import FileSystems
 
-from beam_jobs import embed, storage
+from beam_jobs import embed, sidecar_writer, storage
 from configs import demo
 from pipeline import cli, example, features, manifest, reader, tfrecord, verify
 from pipeline.batches import Batches
@@ -198,6 +198,24 @@ def test_another_extractor_is_refused_unless_it_may_replace(embedded, config, ca
     verify.verify(str(embedded))
     assert run(embedded, "--overwrite") == 0
     assert content(embedded) == whole
+
+
+def test_what_another_job_has_registered_is_not_replaced(embedded):
+    found = manifest.read(str(embedded), storage.open_binary)
+    shards = {info.name: info for split in found.splits.values() for info in split.shards}
+
+    def register(before, extractor):
+        infos = [
+            dataclasses.replace(info, name=features.sidecar_name(name, extractor)) for name, info in shards.items()
+        ]
+        sidecar_writer.register(infos, before, extractor, CLASSES, str(embedded))
+        return manifest.read(str(embedded), storage.open_binary)
+
+    of_another = register(found, "0" * 16)
+    assert register(found, "0" * 16) == of_another  # a job whose engine tries again
+    with pytest.raises(UserError, match="other features of it"):
+        register(found, "1" * 16)
+    assert manifest.read(str(embedded), storage.open_binary) == of_another
 
 
 def test_mistakes_are_one_line(tmp_path, folder, config, capsys):

@@ -258,21 +258,19 @@ def test_machines_that_could_not_delete_themselves_are_refused(project, capsys):
     project.roles = ["roles/compute.admin", "roles/logging.admin"]
     assert launched("--machine=e2-standard-4", "--dry_run") == 0
     assert "WARNING: " in (said_ := capsys.readouterr().err)
-    assert f"{ACCOUNT}, as whom the machines run, has not roles/artifactregistry.reader" in said_
+    assert f"{ACCOUNT}, as whom the machines run, lacks roles/artifactregistry.reader" in said_
     project.roles = ["roles/logging.logWriter"]
     assert launched("--machine=e2-standard-4") == 1
     assert error_of(capsys).startswith(
-        f"error: {ACCOUNT}, as whom the machines run, has not roles/compute.instanceAdmin.v1 in project a-project: "
+        f"error: {ACCOUNT}, as whom the machines run, lacks roles/compute.instanceAdmin.v1 in project a-project: "
     )
     assert requested(project.compute) == {}
     project.roles = ["roles/compute.admin"]
     assert launched("--machine=e2-standard-4") == 1
-    assert f"{ACCOUNT}, as whom the machines run, has not roles/logging.logWriter in" in error_of(capsys)
+    assert f"{ACCOUNT}, as whom the machines run, lacks roles/logging.logWriter in" in error_of(capsys)
     project.roles, project.bucket_roles = ["roles/compute.admin", "roles/logging.admin"], {}
     assert launched("--machine=e2-standard-4") == 1
-    assert f"{ACCOUNT}, as whom the machines run, has not roles/storage.objectAdmin on gs://bucket: " in error_of(
-        capsys
-    )
+    assert f"{ACCOUNT}, as whom the machines run, lacks roles/storage.objectAdmin on gs://bucket: " in error_of(capsys)
     assert requested(project.compute) == {}
     project.roles = None
     assert launched("--machine=e2-standard-4", "--dry_run") == 0
@@ -288,7 +286,7 @@ def test_data_that_machines_could_not_read_is_refused(project, capsys):
     project.own_bucket_roles = {"near": {}}
     options = ("--machine=e2-standard-4", "--data=gs://near/data", "--dry_run")
     assert launched(*options) == 1
-    assert f"{ACCOUNT}, as whom the machines run, has not roles/storage.objectViewer on gs://near: " in error_of(capsys)
+    assert f"{ACCOUNT}, as whom the machines run, lacks roles/storage.objectViewer on gs://near: " in error_of(capsys)
     for member in (f"serviceAccount:{ACCOUNT}", "allUsers"):
         project.own_bucket_roles = {"near": {"roles/storage.objectViewer": member}}
         assert launched(*options) == 0
@@ -564,7 +562,7 @@ def test_machines_that_are_not_heard_are_deleted(project, capsys, monkeypatch):
     assert launched("--machine=e2-standard-4") == 1
     line = error_of(capsys)
     assert line.startswith(f"error: {NAME}-0 runs but says nothing in 0 minutes: it reaches no API of Google's")
-    assert f"{ACCOUNT} has not roles/logging.logWriter, or the project keeps no logs" in line
+    assert f"{ACCOUNT} lacks roles/logging.logWriter, or the project keeps no logs" in line
     assert (project.compute.groups, project.compute.templates) == ({}, {})
 
 

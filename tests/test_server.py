@@ -218,11 +218,11 @@ def test_an_answer_that_cannot_be_kept_is_no_answer(address, tmp_path, kept, mon
 class TestMistakes:
     def test_a_port_that_another_has(self, address, tmp_path):
         port = int(address.rsplit(":", 1)[1])
-        with pytest.raises(UserError, match=f"--host=127.0.0.1 --port={port} cannot be had: .*in use; choose another"):
+        with pytest.raises(UserError, match=f"--host=127.0.0.1 --port={port} cannot be used: .*in use; choose another"):
             server.serve(str(tmp_path), "127.0.0.1", port)
 
     def test_a_host_that_does_not_exist(self, tmp_path, study):
-        with pytest.raises(UserError, match="--host=no such host --port=[0-9]+ cannot be had"):
+        with pytest.raises(UserError, match="--host=no such host --port=[0-9]+ cannot be used"):
             server.serve(str(tmp_path), "no such host", *free_ports(1))
 
     def test_no_study(self, tmp_path):

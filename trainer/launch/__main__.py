@@ -56,6 +56,8 @@ def _launch(argv: Sequence[str]) -> None:
     values = _launch_flags(argv)
     cli.parse_flags(values, argv, __doc__)
     cli.require(values, "data", "workdir", "machine")
+    for name in ("data", "workdir"):
+        gs.check_directory(name, values[name].value)
     if math.isnan(values.max_hours):
         raise UsageError("--max_hours=nan is no number of hours")
     try:

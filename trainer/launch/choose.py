@@ -79,8 +79,9 @@ def choose(api: Api, compute: Compute, wishes: Wishes, config: ConfigDict, data:
     """
     project = compute.project
     _check_run(config, data, work_dir)
-    zone, others, machine = _find_zone(api, compute, wishes, data, work_dir)
-    region = region_of(zone)
+    machines = _find_machines(compute, wishes.machine)
+    zone, *others = _choose_zones(api, machines, wishes, data, work_dir)
+    region, machine = region_of(zone), machines[zone]
     _check_config(config, wishes.count, max(1, machine.gpus))
     checks.check_permissions(api, project, _PERMISSIONS)
     account = wishes.account or checks.default_account(api, project)
@@ -96,7 +97,7 @@ def choose(api: Api, compute: Compute, wishes: Wishes, config: ConfigDict, data:
         hours = wishes.max_hours + GRACE.total_seconds() / 3600
         quotas.check_gpus(compute, region, machine.gpu_type, wishes.count * machine.gpus, wishes.spot, hours)
     return Job(
-        workdir=work_dir, project=project, zone=zone, others=others, machine=machine,
+        workdir=work_dir, project=project, zone=zone, others=tuple(others), machine=machine,
         count=wishes.count, spot=wishes.spot,
         end=datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=wishes.max_hours),
         image=_pin_image(api, image), account=account, subnetwork=wishes.subnetwork,
@@ -106,8 +107,6 @@ def choose(api: Api, compute: Compute, wishes: Wishes, config: ConfigDict, data:
 
 
 def _check_run(config: ConfigDict, data: str, work_dir: str) -> None:
-    for name, path in (("data", data), ("workdir", work_dir)):
-        gs.check_directory(name, path)
     if (weights := extractor.find_file(config.model)) is not None:
         if not gs.has_object(weights):
             raise UsageError(
@@ -127,16 +126,16 @@ def _check_config(config: ConfigDict, machines: int, replicas_each: int) -> None
     loop.check(config, machines * replicas_each)
 
 
-def _find_zone(
-    api: Api, compute: Compute, wishes: Wishes, data: str, work_dir: str
-) -> tuple[str, tuple[str, ...], MachineType]:
-    """The zone that is wished for, or another one; others to try; and the machine there."""
+def _find_machines(compute: Compute, name: str) -> dict[str, MachineType]:
+    """A type of machine, by zone."""
+    if found := compute.machine_types(name):
+        return found
+    raise UsageError(f"--machine={name} is no type of machine; 'gcloud compute machine-types list' names them")
+
+
+def _choose_zones(api: Api, found: dict[str, MachineType], wishes: Wishes, data: str, work_dir: str) -> list[str]:
+    """Looks for zones near the data that have a machine: the one to take, then those to try in its place."""
     buckets = [checks.find_bucket(api, name) for name in sorted({gs.split(path)[0] for path in (data, work_dir)})]
-    found = compute.machine_types(wishes.machine)
-    if not found:
-        raise UsageError(
-            f"--machine={wishes.machine} is no type of machine; 'gcloud compute machine-types list' names them"
-        )
     near = sorted(zone for zone in found if all(bucket is None or bucket.is_in(region_of(zone)) for bucket in buckets))
     if wishes.zone is None:
         if not near:
@@ -150,8 +149,8 @@ def _find_zone(
             if bucket:
                 checks.check_region(bucket, region_of(wishes.zone))
     zone = wishes.zone or near[0]
-    others = sorted((each for each in near if each != zone), key=lambda each: (each < zone, each))
-    return zone, tuple(others), found[zone]  # in a circle, so that all come up
+    # The others in a circle from it on, so that who tries one after the other comes to all.
+    return [zone, *sorted((each for each in near if each != zone), key=lambda each: (each < zone, each))]
 
 
 def _some(zones: Sequence[str] | dict[str, MachineType]) -> str:

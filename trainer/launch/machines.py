@@ -156,7 +156,7 @@ def _listen(compute: Compute, logs: Logs, chosen: Job) -> None:
             raise UserError(
                 f"{min(silent)} runs but says nothing in {_SILENT.total_seconds() / 60:.0f} minutes: it reaches no API "
                 "of Google's (name a --subnetwork with Private Google Access, or drop --nouse_public_ips), "
-                f"{chosen.account} has not roles/logging.logWriter, or the project keeps no logs (its sink _Default)"
+                f"{chosen.account} lacks roles/logging.logWriter, or the project keeps no logs (its sink _Default)"
             )
         time.sleep(_HEAR_SECONDS)
 

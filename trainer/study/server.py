@@ -44,7 +44,7 @@ def serve(folder: str, host: str, port: int) -> None:
         port: of it.
 
     Raises:
-        UserError: no study, one that lacks pictures, answers that cannot be written, or an address that cannot be had.
+        UserError: no study, one that lacks pictures, answers that cannot be written, or an address that cannot be used.
     """
     study = manifest.load(folder)
     _check_pictures(folder, study)
@@ -75,7 +75,7 @@ def _listen(app: Flask, host: str, port: int) -> Any:
             app, host=host, port=port, threads=_THREADS, max_request_body_size=_MOST_BODY_BYTES, ident=None
         )
     except (OSError, ValueError) as error:  # the second where no address is of that name
-        raise UserError(f"--host={host} --port={port} cannot be had: {one_line(error)}; choose another") from error
+        raise UserError(f"--host={host} --port={port} cannot be used: {one_line(error)}; choose another") from error
 
 
 def create_app(folder: str, study: Study, answers: Answers) -> Flask:
