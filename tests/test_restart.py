@@ -141,7 +141,7 @@ def test_an_archive_that_changes_while_it_is_read_is_noticed(pictures, tmp_path,
     assert run_preprocess(*argv) == 1
     line = error_of(capsys)
     assert (
-        (f"{archive}" in line and "gone" in line)
+        (f"{archive}" in line and "a source was deleted while it was being read" in line)
         if is_gone
         else "was written to while it was read: what was made of it" in line
     )
