@@ -37,18 +37,19 @@ demo: setup
 	@echo "pictures:     $(DEMO)/colorized/sheet.png (gray, predicted, truth; no pixel of it was trained on)"
 	@echo "all of it:    $(DEMO)/run/report.html, a page for a browser"
 
-# A process for each core, up to eight: each needs 3 GB. More threads of TensorFlow than cores wait for each other, which
-# makes training in a test up to three times as slow.
+# Up to eight processes: each needs 3 GB. More threads of TensorFlow than cores wait for each other, which makes training
+# in a test up to three times as slow.
 PYTEST := TF_NUM_INTRAOP_THREADS=1 $(RUN) pytest tests
-TEST := $(PYTEST) --numprocesses=logical --maxprocesses=8 --dist=worksteal
+TEST = $(PYTEST) --numprocesses=$(1) --maxprocesses=8 --dist=worksteal
 
+# A process more than cores: some tests wait for most of their time.
 test: setup
-	$(TEST)
+	$(call TEST,$$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
 # What takes minutes: a job killed twenty times, mutated pictures and videos, the memory of 200,000 pictures, training
 # in float64.
 test-slow: setup
-	$(TEST) -m slow
+	$(call TEST,logical) -m slow
 
 # Other engines for the Beam jobs: Prism, built from the Go module of the Python package's version, and Flink; what
 # starts their workers in images; and an emulator of Cloud Storage for tests.
@@ -97,8 +98,8 @@ browser:
 # TensorBoard's fast loader, which knows few kinds of credentials.
 PORT ?= 6006
 tensorboard: setup
-	$(BIN)/tensorboard --logdir=$(or $(WORKDIR),$(error name the run: make tensorboard WORKDIR=RUN)) --port=$(PORT) --reload_interval=60 \
-		--samples_per_plugin=images=100,scalars=10000 $(if $(findstring ://,$(WORKDIR)),--load_fast=false)
+	$(BIN)/tensorboard --logdir=$(or $(WORKDIR),$(error name the run: make tensorboard WORKDIR=RUN)) \
+		--port=$(PORT) --reload_interval=60 --samples_per_plugin=images=100,scalars=10000 $(if $(findstring ://,$(WORKDIR)),--load_fast=false)
 
 # Figures, as ratios within one run; PICTURES names a folder of JPEGs, else photographs of scikit-image are cut.
 bench-preprocess: setup
