@@ -69,6 +69,7 @@ class HelpRequested(Exception):
 def launch(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs a command as this program, and ends the program with its exit status, as `run` gives it."""
     status = 0
+    _open_what_is_closed()
 
     def end_at_once() -> None:
         """Ends a program that was told to stop: threads that Beam or TensorFlow still have at work would abort it."""
@@ -82,6 +83,13 @@ def launch(main: Callable[[Sequence[str]], None]) -> NoReturn:
     if status:
         gc.collect()  # what failed may have left pools of threads behind, which complain when the interpreter ends them
     sys.exit(status)
+
+
+def _open_what_is_closed() -> None:
+    """Gives a program that was started without standard output or errors, as by `>&-`, some that nobody reads."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:

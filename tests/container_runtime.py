@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 IMAGE_STATUS = "status"  # a file with what fetching an image ends with
+HANGS = "hangs"  # a file with the program and first argument of what never ends, whoever asks
 
 
 def install(folder):
@@ -52,6 +53,10 @@ def _main(name, arguments):
     machine = Path(os.environ["MACHINE"])
     with (machine / "calls").open("a") as file:
         file.write(json.dumps([name, *arguments]) + "\n")
+    hanging = machine / HANGS
+    if hanging.exists() and hanging.read_text() == f"{name} {arguments[0]}":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
     if name == "sleep":
         os.execv("/bin/sleep", ["sleep", arguments[0] if arguments[0] == "infinity" else "0.2"])
     if name == "curl":
@@ -133,7 +138,8 @@ def _run(machine, arguments):
         signal.signal(number, lambda number, _: process.send_signal(number))
     name = _metadata("instance/name").decode()
     for line in process.stdout:
-        print(line.decode(errors="replace"), end="", flush=True)
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
         _log(name, line.decode(errors="replace").rstrip("\n"))
     status = process.wait()
     (machine / "container").unlink()

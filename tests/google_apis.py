@@ -17,9 +17,9 @@ _OF_ALL = {"$alt", "alt", "fields", "key", "prettyPrint", "quotaUser"}  # parame
 class Refusal(Exception):
     """What an API answers in place of a result."""
 
-    def __init__(self, status, message, reason="FAILED_PRECONDITION"):
+    def __init__(self, status, message, reason="FAILED_PRECONDITION", headers=None):
         super().__init__(message)
-        self.status, self.message, self.reason = status, message, reason
+        self.status, self.message, self.reason, self.headers = status, message, reason, headers or {}
 
 
 class Api:
@@ -48,16 +48,17 @@ class Api:
     def __call__(self, verb, target, headers, body):
         """Status, headers and content."""
         try:
-            status, content = 200, self._answer(verb, target, body)
+            status, content, more = 200, self._answer(verb, target, body), {}
         except Refusal as refusal:
-            status = refusal.status
+            status, more = refusal.status, refusal.headers
             content = {"error": {"code": status, "message": refusal.message, "status": refusal.reason}}
             if self._document["name"] == "compute":  # which has codes of its own
                 content["error"]["errors"] = [{"message": refusal.message, "reason": refusal.reason}]
         except Exception as error:
             self.refused.append(f"{verb} {target}: {error}")
-            status, content = 400, {"error": {"code": 400, "message": f"{verb} {target}: {error}", "status": "INVALID"}}
-        return status, {"Content-Type": "application/json"}, json.dumps(content).encode()
+            content = {"error": {"code": 400, "message": f"{verb} {target}: {error}", "status": "INVALID"}}
+            status, more = 400, {}
+        return status, {"Content-Type": "application/json", **more}, json.dumps(content).encode()
 
     def _answer(self, verb, target, body):
         path, _, query = target.partition("?")

@@ -1,4 +1,3 @@
-import inspect
 import json
 import os
 import re
@@ -13,6 +12,21 @@ from absl import flags
 from configs import demo, koalarization
 from pipeline import cli
 from pipeline.errors import UsageError, UserError
+
+_PRINTING = """
+import sys
+from pipeline import cli
+from pipeline.errors import UserError
+
+def main(argv):
+    if "--help" in argv:
+        raise cli.HelpRequested("how to use it")
+    if "--fail" in argv:
+        raise UserError("it failed")
+    print("1.0")
+
+cli.launch(main)
+"""
 
 
 def parsed(*argv):
@@ -183,6 +197,15 @@ def test_output_that_nobody_reads_ends_a_program_without_a_word(argument):
         os.close(writer)
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize(("argument", "status"), [("--help", 0), ("--version", 0), ("--fail", 1)])
+def test_a_program_without_outputs_does_its_work(closed, argument, status):
+    command = f"exec {sys.executable} -c '{_PRINTING}' {argument} {closed}"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert result.returncode == status
+    assert "Traceback" not in result.stderr
+
+
 def test_a_pipe_of_its_own_that_breaks_is_an_error(capfd):
     def main(argv):
         raise BrokenPipeError("a worker has gone")
@@ -204,21 +227,14 @@ def test_output_that_cannot_be_written_is_an_error(argument):
 
 def _print_to(file, argument):
     """The exit status and the errors of a program that prints."""
-    program = "import sys\nfrom pipeline import cli\n" + inspect.getsource(_printing) + "cli.launch(_printing)"
     result = subprocess.run(
-        [sys.executable, "-c", program, argument],
+        [sys.executable, "-c", _PRINTING, argument],
         stdout=file,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": ""},
     )
     return result.returncode, result.stderr
-
-
-def _printing(argv):
-    if "--help" in argv:
-        raise cli.HelpRequested("how to use it")
-    sys.stdout.write("1.0\n")
 
 
 def test_demo_is_a_variant_of_the_recipe():

@@ -589,6 +589,27 @@ def test_logs_that_do_not_answer_for_a_while_cost_no_machines(project, capsys, m
     assert list(project.compute.groups) == [(ZONE, NAME)]
 
 
+def test_logs_that_do_not_answer_at_all_cost_no_machines(project, capsys, monkeypatch):
+    def fail(logs, moment):
+        raise UserError("not now")
+
+    monkeypatch.setattr(machines, "_SILENT", datetime.timedelta(seconds=0.1))
+    monkeypatch.setattr(machines.Logs, "since", fail)
+    assert launched("--machine=e2-standard-4") == 0
+    assert "WARNING: whether the machines are heard cannot be seen: not now" in capsys.readouterr().err
+    assert list(project.compute.groups) == [(ZONE, NAME)]
+
+
+def test_machines_are_shown_without_what_they_said_where_that_cannot_be_seen(project, capsys):
+    assert launched("--machine=e2-standard-4") == 0
+    project.logging.hidden = Refusal(403, "not for you")
+    capsys.readouterr()
+    assert cli.run(main, ["launch", "status", f"--workdir={RUN}"]) == 0
+    shown = capsys.readouterr()
+    assert f"{NAME}-0  RUNNING" in shown.out
+    assert "WARNING: what the machines said cannot be seen: " in shown.err
+
+
 def test_a_launch_by_whom_may_not_read_logs_says_so(project, capsys):
     project.logging.hidden = Refusal(403, "not for you")
     assert launched("--machine=e2-standard-4") == 0

@@ -103,7 +103,9 @@ def on_disk(dataset, workdir):
 
 def test_created_trained_preempted_resumed_finished_deleted(cloud, launch, compact_dataset, tmp_path):
     run, name = "gs://bucket/one", f"{group_name('gs://bucket/one')}-0"
-    assert "1 of 1 machines run" in launch(*train(run, "--spot"))
+    said_ = launch(*train(run, "--spot"))
+    assert "1 of 1 machines run" in said_
+    assert f"python -m trainer.launch stop --project={PROJECT} --workdir={run}" in said_
     wait_for(cloud, "epoch 1/3")
     cloud.compute.preempt(name)
     assert name in launch("status", f"--workdir={run}")

@@ -11,11 +11,11 @@ import tensorflow as tf
 
 from pipeline import cli, reader
 from pipeline.errors import UserError
+from pipeline.stopping import stop_request
 from tests.helpers import assert_weights_close, events, scalars, train
 from trainer import colorizer, summaries, workdir
 from trainer.checkpoints import Checkpoints
 from trainer.steps import Steps
-from trainer.stopping import stop_request
 
 
 def ask_to_stop(monkeypatch, method, call, *numbers):

@@ -22,6 +22,10 @@ SHORTER = {
     "readonly QUICK_SECONDS=300 ": "readonly QUICK_SECONDS=10 ",
     "readonly LONG_SECONDS=7200 ": "readonly LONG_SECONDS=5 ",
     "readonly STOP_SECONDS=120 ": "readonly STOP_SECONDS=2 ",
+    "readonly LATE_SECONDS=300 ": "readonly LATE_SECONDS=3 ",
+    "--kill-after=10 ": "--kill-after=1 ",
+    "limited 60 ": "limited 5 ",
+    "limited 600 ": "limited 5 ",
 }
 SHUTDOWN = "docker stop --time=5 trainer"
 GROUP = "koalarization-train-0123456789"
@@ -48,6 +52,9 @@ if status == "long":
 if status == "late":
     time.sleep(11)
     status = 75
+if status == "garbled":
+    os.write(1, b'a \\xff" b\\n')
+    status = 1
 if status == "forever":
     signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(143)))
     time.sleep(600)
@@ -69,7 +76,7 @@ def start(cloud, tmp_path):
     """Starts the first machine of a job, whose container ends with one status after the other."""
     machines = []
 
-    def start_(*statuses, seconds=3600, count=1, gpus=0, image_status=0, patient=False, **variables):
+    def start_(*statuses, seconds=3600, count=1, gpus=0, image_status=0, hangs="", patient=False, **variables):
         cloud.compute.groups["us-central1-a", GROUP] = {"zone": "us-central1-a", "machines": {}, "template": ""}
         script = SCRIPT.read_text()
         for long, short in SHORTER.items():
@@ -88,6 +95,8 @@ def start(cloud, tmp_path):
         (folder / "statuses").write_text(json.dumps(statuses))
         (folder / "container.py").write_text(CONTAINER)
         (folder / container_runtime.IMAGE_STATUS).write_text(str(image_status))
+        if hangs:
+            (folder / container_runtime.HANGS).write_text(hangs)
         environment = {
             **cloud.environment, "CONTAINER": json.dumps([sys.executable, str(folder / "container.py")]),
             "GPUS": str(gpus),
@@ -171,6 +180,48 @@ def test_a_machine_whose_time_ends_before_it_is_ready_is_deleted(cloud, start):
     assert deleted(cloud)[-1].startswith("the time of the job is over")
 
 
+@pytest.mark.parametrize(
+    ("hangs", "said_"),
+    [
+        ("cos-extensions install", "NVIDIA's driver finds 0 of 1 GPUs: 'cos-extensions install' was ended after 5 s"),
+        ("nvidia-smi --list-gpus", "NVIDIA's driver finds 0 of 1 GPUs: 'nvidia-smi --list-gpus' was ended after 5 s"),
+        ("docker login", "cannot be fetched: 'docker login' was ended after 5 s"),
+        ("docker pull", "cannot be fetched: 'docker pull' was ended after 5 s"),
+    ],
+)
+def test_what_hangs_is_ended_and_given_up(cloud, start, hangs, said_):
+    start(0, gpus=1, hangs=hangs)
+    said = deleted(cloud)
+    assert any(line.endswith(said_) for line in said)
+    assert said[-1] == "the machine cannot be made ready to train; all machines of the job are deleted now"
+
+
+def test_a_container_that_cannot_be_removed_is_no_reason_to_wait(cloud, start):
+    start(0, hangs="docker rm")
+    assert deleted(cloud)[-1].startswith("training is finished")
+
+
+def test_what_hangs_for_ever_does_not_outlast_the_job(cloud, start):
+    """As what waits for a disk, which nothing ends."""
+    machine = start(0, seconds=6, hangs="mount --bind", gpus=1)
+    assert deleted(cloud)[-1].startswith("the time of the job is over")
+    assert [call for call in container_runtime.calls(machine.folder, "docker") if call[0] == "run"] == []
+
+
+def test_a_store_of_logs_that_asks_for_patience_keeps_no_machine(cloud, start):
+    start("forever", seconds=5)
+    until(lambda: "try 0" in cloud.logging.said())
+    cloud.logging.refusal = Refusal(503, "later", headers={"Retry-After": "3600"})
+    until(lambda: cloud.compute.deleted)
+
+
+def test_a_reason_that_is_no_text_is_logged_all_the_same(cloud, start):
+    start("garbled")
+    said = deleted(cloud)
+    assert "training failed (status 1: a    b); it is tried again" in said
+    assert said[-1].startswith("training failed 3 times (status 1: a    b)")
+
+
 def test_a_machine_that_is_not_heard_at_first_says_again_that_it_starts(cloud, start):
     cloud.logging.refusal = Refusal(403, "not yet")  # as roles take minutes until they hold
     machine = start(0)
@@ -183,7 +234,7 @@ def test_what_fails_is_tried_again_and_given_up_soon(cloud, start):
     machine = start(1, 137, 1)
     said = deleted(cloud)
     assert [line for line in said if line.startswith("try ")] == ["try 0", "try 1", "try 2"]
-    pauses = [pause for (pause,) in container_runtime.calls(machine.folder, "sleep")]
+    pauses = [pause for (pause,) in container_runtime.calls(machine.folder, "sleep") if pause != "30"]  # of its watch
     assert pauses[:4] == ["120", "10", "240", "10"]  # in which what is not the run's may pass
     assert "training failed (status 137: try 1); it is tried again" in said
     assert said[-1] == "training failed 3 times (status 1: try 2); all machines of the job are deleted now"

@@ -14,10 +14,10 @@ from pipeline.errors import UserError
 from pipeline.manifest import Manifest
 from pipeline.reader import Dataset
 from pipeline.shards import TRAIN, VALIDATION
+from pipeline.stopping import Stop, stop_request
 from trainer import models, optimizer, replicas, schedule, workdir
 from trainer.checkpoints import Checkpoints
 from trainer.run import Run, TrainState
-from trainer.stopping import Stop, stop_request
 from trainer.summaries import Summaries
 
 _LOGGER = logging.getLogger(__name__)

@@ -19,13 +19,13 @@ from pipeline.batches import Batches
 from pipeline.errors import UserError
 from pipeline.reader import Batch, Dataset
 from pipeline.shards import TRAIN, VALIDATION
+from pipeline.stopping import Stop, StopRequest
 from trainer import replicas, workdir
 from trainer.checkpoints import Checkpoints
 from trainer.models.base import ColorModel
 from trainer.optimizer import FLOAT16
 from trainer.profiler import Profiler
 from trainer.steps import Measures, Steps, Sums
-from trainer.stopping import Stop, StopRequest
 from trainer.summaries import Summaries, Validation
 
 _LOGGER = logging.getLogger(__name__)

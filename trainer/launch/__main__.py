@@ -34,9 +34,9 @@ try:
 except ImportError as error:
     sys.exit(f"error: trainer.launch needs {error.name}; install koalarization[launch]")
 from trainer.launch import job, machines
-from trainer.launch.logs import Logs
+from trainer.launch.logs import Line, Logs
 
-_LOGGER = logging.getLogger(__name__)
+_LOGGER = logging.getLogger("trainer.launch")
 _SERVICES = ("compute.googleapis.com", "logging.googleapis.com", "storage.googleapis.com")
 _PROJECT = re.compile(r"([a-z0-9.-]+:)?[a-z0-9-]+")  # with the domain that some have
 _LINES = 100  # of a log that are shown at first
@@ -140,9 +140,18 @@ def _status(argv: Sequence[str]) -> None:
         _LOGGER.warning("WARNING: there may be others, which cannot be seen: %s", hidden)
     for group in groups:
         print(f"{group.description}: {group.name} in {group.zone}")
-        lines = {line.machine: line for line in Logs(api, compute.project, group.name).last(_LINES)}
+        lines = _last_lines(Logs(api, compute.project, group.name))
         for machine in compute.machines(group.name, group.zone):
             print(f"  {machines.describe(machine)}  {lines.get(machine.name, '')}".rstrip())
+
+
+def _last_lines(logs: Logs) -> dict[str, Line]:
+    """What each machine said last; none, where that cannot be seen."""
+    try:
+        return {line.machine: line for line in logs.last(_LINES)}
+    except UserError as error:
+        _LOGGER.warning("WARNING: what the machines said cannot be seen: %s", error)
+        return {}
 
 
 def _logs(argv: Sequence[str]) -> None:

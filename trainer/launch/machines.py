@@ -144,11 +144,11 @@ def _listen(compute: Compute, logs: Logs, chosen: Job) -> None:
             raise UserError(_GONE)
         try:
             silent -= {line.machine for line in logs.since(group.made)}
-        except Refused as error:
-            _LOGGER.warning("WARNING: whether the machines are heard cannot be seen: %s", error)
-            return
-        except UserError as error:  # which may pass
-            _LOGGER.info("%s", error)
+        except UserError as error:
+            if isinstance(error, Refused) or time.monotonic() > end:
+                _LOGGER.warning("WARNING: whether the machines are heard cannot be seen: %s", error)
+                return
+            _LOGGER.info("%s", error)  # it may pass
         if not silent:
             _LOGGER.info("%d of %d machines are heard", chosen.count, chosen.count)
             return

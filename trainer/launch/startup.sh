@@ -15,8 +15,9 @@ readonly LONG_SECONDS=7200    # after which what fails had trained, and is no tr
 readonly QUICK_SECONDS=300    # within which a machine that was lost was none that came and went
 readonly LOSSES=20            # of that kind, one after the other
 readonly STOP_SECONDS=120     # that training may take to save itself at the end of its time
+readonly LATE_SECONDS=300     # after that end, when what hangs is waited for no more
 
-ask() { curl --silent --show-error --fail --retry 5 --retry-connrefused --max-time 60 "$@"; }
+ask() { curl --silent --show-error --fail --retry 5 --retry-connrefused --retry-max-time 120 --max-time 60 "$@"; }
 
 metadata() {
   ask --header Metadata-Flavor:Google "http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/$1"
@@ -32,7 +33,7 @@ authorized() { ask --config <(token | sed 's/^/header = "Authorization: Bearer /
 # Writes a line, here and to Cloud Logging.
 log() {
   local line
-  line=$(tr '[:cntrl:]"\134' ' ' <<<"$1") # so that it is JSON; \134 is a backslash
+  line=$(LC_ALL=C tr -c '[:print:]' ' ' <<<"${1:0:2000}" | tr '"\134' ' ') # so that it is JSON; \134 is \
   line=${line% }
   echo "koalarization: $line"
   authorized --output /dev/null --header 'Content-Type: application/json' --data @- \
@@ -76,16 +77,34 @@ finish_in_time() {
   (($(seconds_left) > 0)) || finish "the time of the job is over; the same launch goes on from its last checkpoint"
 }
 
+# Beside all the rest, which may hang: the machine is not kept for that.
+watch_time() {
+  while (($(seconds_left) > -LATE_SECONDS)); do sleep 30; done
+  finish_in_time
+}
+
+# Runs a program, but for no more than so many seconds, and no longer than the job has time.
+limited() {
+  local seconds=$1 left status
+  shift
+  left=$(seconds_left)
+  ((seconds < left)) || seconds=$((left > 0 ? left : 1)) # 0 would be for ever
+  timeout --kill-after=10 "$seconds" "$@"
+  status=$?
+  ((status != 124 && status != 137)) || echo "'$1 $2' was ended after $seconds s" >&2
+  return $status
+}
+
 # While the machine goes down, Docker goes before this script, and what fails then says nothing of the job.
 wait_if_stopping() { [[ $(systemctl is-system-running) != stopping ]] || sleep infinity; }
 
 install_driver() {
   PATH=$PATH:/var/lib/nvidia/bin
   say "installs NVIDIA's driver for $gpus GPUs"
-  { timeout 600 cos-extensions install gpu && mount --bind /var/lib/nvidia /var/lib/nvidia &&
+  { limited 600 cos-extensions install gpu && mount --bind /var/lib/nvidia /var/lib/nvidia &&
     mount -o remount,exec /var/lib/nvidia; } >"$home/driver.log" 2>&1
   local found
-  found=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+  found=$(limited 60 nvidia-smi --list-gpus 2>>"$home/driver.log" | wc -l)
   [[ $found == "$gpus" ]] && return
   say "NVIDIA's driver finds $found of $gpus GPUs: $(tail --lines=1 "$home/driver.log")"
   return 1
@@ -93,8 +112,8 @@ install_driver() {
 
 fetch_image() {
   local said
-  said=$(token | docker login --username=oauth2accesstoken --password-stdin "https://${image%%/*}" 2>&1 &&
-    timeout 900 docker pull --quiet "$image" 2>&1) && return
+  said=$(token | limited 60 docker login --username=oauth2accesstoken --password-stdin "https://${image%%/*}" 2>&1 &&
+    limited 600 docker pull --quiet "$image" 2>&1) && return
   say "image $image cannot be fetched: $(tail --lines=1 <<<"$said")"
   return 1
 }
@@ -115,8 +134,7 @@ prepare() {
 
 # Who trains with whom, for TensorFlow; names of machines outlast their addresses.
 cluster() {
-  local domain index workers=""
-  domain=$(metadata instance/hostname) && domain=${domain#*.} || return
+  local domain=${hostname#*.} index workers=""
   for ((index = 0; index < count; index++)); do
     workers+="${workers:+, }\"$group-$index.$domain:$PORT\""
   done
@@ -125,20 +143,17 @@ cluster() {
 
 # Trains until it ends, or for as long as there is time; keeps what is said last, which may be Docker's.
 train() {
-  local options=() tf_config gpu left
+  local options=() gpu left
   : >"$home/said"
-  left=$(seconds_left)
-  ((left > 0)) || left=1 # 0 would be for ever
-  if ((count > 1)); then
-    tf_config=$(cluster) || return
-    options+=(--env="TF_CONFIG=$tf_config")
-  fi
+  ((count == 1)) || options+=(--env="TF_CONFIG=$(cluster)")
   if ((gpus > 0)); then
     options+=(--volume=/var/lib/nvidia/lib64:/usr/local/nvidia/lib64:ro --volume=/var/lib/nvidia/bin:/usr/local/nvidia/bin:ro)
     options+=(--device=/dev/nvidiactl --device=/dev/nvidia-uvm)
     for ((gpu = 0; gpu < gpus; gpu++)); do options+=("--device=/dev/nvidia$gpu"); done
   fi
-  docker rm --force trainer >/dev/null 2>&1 # of before the machine was stopped
+  limited 60 docker rm --force trainer >/dev/null 2>&1 # of before the machine was stopped
+  left=$(seconds_left)
+  ((left > 0)) || left=1
   timeout --kill-after=$STOP_SECONDS "$left" docker run --name=trainer --rm --network=host --ipc=host \
     --log-driver=gcplogs --volume="$home/config.py:/config.py:ro" "${options[@]}" \
     --entrypoint=python "$image" -m trainer.train --config=/config.py "${arguments[@]}" 2>&1 |
@@ -148,7 +163,7 @@ train() {
 home=$(mktemp --directory)
 export DOCKER_CONFIG=$home/docker
 until project=$(metadata project/project-id) && id=$(metadata instance/id) && name=$(metadata instance/name) &&
-  zone=$(metadata instance/zone) && end=$(attribute end) && count=$(attribute count) && gpus=$(attribute gpus) &&
+  hostname=$(metadata instance/hostname) && zone=$(metadata instance/zone) && end=$(attribute end) && count=$(attribute count) && gpus=$(attribute gpus) &&
   image=$(attribute image) && attribute config >"$home/config.py" && attribute arguments >"$home/arguments"; do
   sleep 10
 done
@@ -157,6 +172,7 @@ zone=${zone##*/}
 group=${name%-*}
 chmod 0644 "$home/config.py"
 
+watch_time &
 finish_in_time
 announce
 finish_in_time
