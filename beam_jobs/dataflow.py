@@ -3,12 +3,14 @@
 Options that are given are left as they are.
 """
 
+import contextlib
 import hashlib
 import logging
 import math
 import platform
 import re
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from apache_beam import version as beam_version
@@ -22,7 +24,7 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 from apache_beam.runners.dataflow.dataflow_runner import DataflowRunner, DataflowRuntimeException
-from apache_beam.runners.dataflow.internal.apiclient import DataflowJobAlreadyExistsError
+from apache_beam.runners.dataflow.internal.apiclient import DataflowApplicationClient, DataflowJobAlreadyExistsError
 from apache_beam.runners.runner import PipelineResult, PipelineState
 from google.api_core.exceptions import GoogleAPICallError, GoogleAPIError
 from google.auth.exceptions import GoogleAuthError
@@ -33,6 +35,7 @@ from cloud.api import MAY_PASS, Api
 from pipeline import gs
 from pipeline.cli import Terminated
 from pipeline.errors import UsageError, UserError, one_line
+from pipeline.stopping import StopRequest, stop_request
 
 _LOGGER = logging.getLogger(__name__)
 _MACHINE = "e2-standard-4"  # to be had everywhere; a worker needs some 0.3 GB for each of its threads
@@ -246,8 +249,47 @@ def _check_image(api: Api, image: str) -> None:
         )
 
 
-def wait(result: PipelineResult, options: PipelineOptions) -> str:
+@contextlib.contextmanager
+def submitting(options: PipelineOptions) -> Iterator[Callable[[], None]]:
+    """Has signals that tell this process to stop wait from when Dataflow is asked to make a job until it is known.
+
+    Yields:
+        What lets them through, or raises for one that came; `wait` calls it when it can cancel the job.
+    """
+    cloud = options.view_as(GoogleCloudOptions)
+    submit = DataflowApplicationClient.submit_job_description
+    request: StopRequest | None = None
+
+    def hold_and_submit(client: DataflowApplicationClient, job: object) -> object:
+        nonlocal request
+        request = held.enter_context(stop_request())
+        try:
+            return submit(client, job)
+        except (KeyboardInterrupt, Terminated):  # told so once more
+            _LOGGER.warning(
+                "WARNING: job %s may have been submitted; it goes on then, and costs; look for it in the console: "
+                "https://console.cloud.google.com/dataflow/jobs?project=%s", cloud.job_name, cloud.project,
+            )  # fmt: skip
+            raise
+
+    def let_through() -> None:
+        held.close()
+        if request is not None and request.is_made:
+            request.obey()
+
+    with contextlib.ExitStack() as held:
+        held.callback(setattr, DataflowApplicationClient, "submit_job_description", submit)
+        DataflowApplicationClient.submit_job_description = hold_and_submit
+        yield let_through
+
+
+def wait(result: PipelineResult, options: PipelineOptions, let_through: Callable[[], None]) -> str:
     """Says where a job is to be seen, and waits for its end; who breaks the wait off cancels the job.
+
+    Args:
+        result: of the job.
+        options: of the job.
+        let_through: from `submitting`.
 
     Returns:
         The state in which it ended.
@@ -259,6 +301,7 @@ def wait(result: PipelineResult, options: PipelineOptions) -> str:
     console = _console(result.job_id(), cloud.region, cloud.project)
     _LOGGER.info("submitted: %s; Ctrl-C cancels it", console)
     try:
+        let_through()
         for _ in range(_LOOKS):
             try:
                 return result.wait_until_finish()
@@ -272,19 +315,22 @@ def wait(result: PipelineResult, options: PipelineOptions) -> str:
 
 def _cancel(result: PipelineResult, console: str) -> None:
     """Cancels a job and waits until its workers have stopped: until then they write."""
+    _LOGGER.info("cancels the job, and waits until its workers have stopped: until then they write")
+    is_told = False
     try:
         result.cancel()
+        is_told = True
         end = time.monotonic() + _STOP_SECONDS
         while not PipelineState.is_terminal(result.state):
             if time.monotonic() > end:
                 raise TimeoutError(f"it is still there after {_STOP_SECONDS:.0f} s")
             time.sleep(1)
     except BaseException as error:
-        _LOGGER.warning(
-            "WARNING: the job could not be cancelled (%s); it goes on, and costs; cancel it in its console: %s",
-            one_line(error), console,
-        )  # fmt: skip
-        if not isinstance(error, Exception):
+        is_ours = not isinstance(error, Exception)
+        why = "interrupted once more" if is_ours else one_line(error)
+        is_left = "was told to stop, and may go on" if is_told else "could not be cancelled, goes on, and costs"
+        _LOGGER.warning("WARNING: the job %s (%s); see to it in its console: %s", is_left, why, console)
+        if is_ours:
             raise
 
 

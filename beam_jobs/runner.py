@@ -242,7 +242,12 @@ def run(
     """
     name = options.view_as(StandardOptions).runner
     engine.limit_arenas()
-    with quiet(), _progress_bar(progress, total, title, unit), tempfile.NamedTemporaryFile() as worker_log:
+    with (
+        quiet(),
+        _progress_bar(progress, total, title, unit),
+        tempfile.NamedTemporaryFile() as worker_log,
+        _submitting(options) as let_through,
+    ):
         submitted = False
         try:
             pipeline = beam.Pipeline(engine.create(options, worker_log.name), options)
@@ -251,7 +256,7 @@ def run(
             result = pipeline.run()
             if template := options.view_as(GoogleCloudOptions).template_location:
                 raise TemplateWritten(template)
-            state = _wait(result, options)
+            state = _wait(result, options, let_through)
             found = counters.read(result)
         except (UserError, TemplateWritten):
             raise
@@ -278,10 +283,14 @@ def _dataflow() -> ModuleType:
     return dataflow
 
 
-def _wait(result: PipelineResult, options: PipelineOptions) -> str | None:
+def _submitting(options: PipelineOptions) -> contextlib.AbstractContextManager[Callable[[], None]]:
+    return _dataflow().submitting(options) if is_dataflow(options) else contextlib.nullcontext(lambda: None)
+
+
+def _wait(result: PipelineResult, options: PipelineOptions, let_through: Callable[[], None]) -> str | None:
     """Waits for the end; a wait that is broken off ends the job, which would go on wherever its engine runs."""
     if is_dataflow(options):
-        return _dataflow().wait(result, options)
+        return _dataflow().wait(result, options, let_through)
     try:
         return result.wait_until_finish()
     except (KeyboardInterrupt, Terminated):

@@ -53,6 +53,7 @@ class Dataflow(Api):
         self.jobs, self.said = [], ""
         self.cloud = None  # the storage in which things are staged
         self.failure = None  # what workers say in place of doing anything; "" for nothing at all, for ever
+        self.slow = 0.0  # seconds from when a job is there until its submitter hears of it
         self._folder = Path(folder)
         self._state = "JOB_STATE_PENDING"
         self._counters = {}
@@ -63,6 +64,7 @@ class Dataflow(Api):
         self.jobs.append(job)
         self._state = "JOB_STATE_PENDING"
         threading.Thread(target=self._run, args=(job,), daemon=True).start()
+        time.sleep(self.slow)
         return self._describe()
 
     def _describe(self):

@@ -4,6 +4,7 @@ import copy
 import importlib
 import platform
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -381,34 +382,60 @@ class Result:
         self.state = "CANCELLED"
 
 
+def heard():
+    """No signal came."""
+
+
 def test_a_service_that_does_not_answer_is_asked_again(project, monkeypatch):
     monkeypatch.setattr(dataflow, "_PAUSE_SECONDS", 0.0)
     options = prepared()
-    assert dataflow.wait(Result(AssertionError(), AssertionError(), "DONE"), options) == "DONE"
+    assert dataflow.wait(Result(AssertionError(), AssertionError(), "DONE"), options, heard) == "DONE"
     with pytest.raises(
         UserError, match="the job was lost sight of, and goes on: https://console.*a-job.project=a-proj"
     ):
-        dataflow.wait(Result(*[AssertionError() for _ in range(100)]), options)
+        dataflow.wait(Result(*[AssertionError() for _ in range(100)]), options, heard)
 
 
 def test_a_wait_that_is_broken_off_cancels_the_job_or_says_that_it_goes_on(project, caplog, monkeypatch):
     options = prepared()
     result = Result(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        dataflow.wait(result, options)
+        dataflow.wait(result, options, heard)
     assert result.state == "CANCELLED"
     assert "could not be cancelled" not in caplog.text
     with pytest.raises(KeyboardInterrupt):
-        dataflow.wait(Result(KeyboardInterrupt(), cancel=OSError("no route")), options)
-    assert "the job could not be cancelled (no route); it goes on, and costs" in caplog.text
+        dataflow.wait(Result(KeyboardInterrupt(), cancel=OSError("no route")), options, heard)
+    assert (
+        "the job could not be cancelled, goes on, and costs (no route); see to it in its console: http" in caplog.text
+    )
     with pytest.raises(KeyboardInterrupt):
-        dataflow.wait(Result(KeyboardInterrupt(), cancel=KeyboardInterrupt()), options)
-    assert "the job could not be cancelled (KeyboardInterrupt); it goes on" in caplog.text
+        dataflow.wait(Result(KeyboardInterrupt(), cancel=KeyboardInterrupt()), options, heard)
+    assert "the job could not be cancelled, goes on, and costs (interrupted once more)" in caplog.text
     monkeypatch.setattr(dataflow, "_STOP_SECONDS", 0.0)
     monkeypatch.setattr(Result, "cancel", lambda self: None)
     with pytest.raises(KeyboardInterrupt):
-        dataflow.wait(Result(KeyboardInterrupt(), state="RUNNING"), options)
-    assert "the job could not be cancelled (it is still there after 0 s); it goes on" in caplog.text
+        dataflow.wait(Result(KeyboardInterrupt(), state="RUNNING"), options, heard)
+    assert "the job was told to stop, and may go on (it is still there after 0 s)" in caplog.text
+
+
+def test_who_interrupts_a_cancellation_is_told_that_it_was_asked_for(project, caplog):
+    class Stopping(Result):
+        def cancel(self):
+            pass
+
+        @property
+        def state(self):
+            raise cli.Interrupted(signal.SIGINT)
+
+        @state.setter
+        def state(self, value):
+            pass
+
+    caplog.set_level("INFO")
+    with pytest.raises(cli.Interrupted):
+        dataflow.wait(Stopping(KeyboardInterrupt()), prepared(), heard)
+    assert "cancels the job, and waits until its workers have stopped" in caplog.text
+    assert "the job was told to stop, and may go on (interrupted once more); see to it" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,12 @@ def start(cloud, *more, program=("-m", "beam_jobs.preprocess")):
     return subprocess.Popen(command, env={**os.environ, **cloud.environment}, **pipes)
 
 
+@pytest.fixture(autouse=True)
+def at_once(cloud):
+    yield
+    cloud.dataflow.slow = 0.0
+
+
 def submit(cloud, *more, **program):
     process = start(cloud, *more, **program)
     output, said = process.communicate()
@@ -221,6 +227,36 @@ def test_a_job_whose_command_is_interrupted_is_cancelled(cloud):
     assert told.splitlines()[-1] == "error: interrupted"
     ((_, _, body),) = (call for call in cloud.dataflow.calls if call[0] == "dataflow.projects.locations.jobs.update")
     assert body["requestedState"] in (5, "JOB_STATE_CANCELLED")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_job_that_is_being_submitted_when_its_command_is_told_to_stop_is_cancelled(cloud, number, status):
+    cloud.dataflow.failure, cloud.dataflow.slow = "", 3.0
+    submitted = len(cloud.dataflow.jobs)
+    cloud.dataflow.calls.clear()
+    process = start(cloud, f"--output=gs://bucket/submitted-{status}")
+    until(lambda: len(cloud.dataflow.jobs) > submitted)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == status, told
+    assert "cancels the job" in told
+    assert "Traceback" not in told
+    ((_, _, body),) = (call for call in cloud.dataflow.calls if call[0] == "dataflow.projects.locations.jobs.update")
+    assert body["requestedState"] in (5, "JOB_STATE_CANCELLED")
+
+
+def test_who_insists_while_a_job_is_being_submitted_is_told_that_it_may_be_there(cloud):
+    cloud.dataflow.failure, cloud.dataflow.slow = "", 6.0
+    submitted = len(cloud.dataflow.jobs)
+    process = start(cloud, "--output=gs://bucket/insisted")
+    until(lambda: len(cloud.dataflow.jobs) > submitted)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert "may have been submitted; it goes on then, and costs" in told
+    cloud.dataflow._state = "JOB_STATE_CANCELLED"  # by hand
 
 
 def test_a_job_whose_command_was_killed_goes_on_and_no_other_writes_there(cloud):
