@@ -163,6 +163,15 @@ def find_all(named: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(path for each in named for path, _ in find(each)))
 
 
+def is_empty(folder: str) -> bool:
+    """Whether no file stands below a folder.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
+    return next(_below(folder), None) is None
+
+
 def _is_folder(path: str) -> bool:
     if "://" not in path:
         return os.path.isdir(path)
@@ -302,7 +311,7 @@ def _writing(path: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def folder_aside(path: str, last: str = "") -> Iterator[str]:
+def folder_aside(path: str, first: str = "", last: str = "") -> Iterator[str]:
     """A local folder for what is to become a new one, or to take the place of an empty one, at the end of the block.
 
     Whoever finds its name finds all of it; of a remote one, whose files come one by one, who finds the last of them. A
@@ -310,20 +319,22 @@ def folder_aside(path: str, last: str = "") -> Iterator[str]:
 
     Args:
         path: of the folder, local or remote.
-        last: the name below it of the file that comes last.
+        first: the name below it of the file that comes first, and goes last where a block fails.
+        last: that of the file that comes last.
 
     Raises:
-        UserError: it cannot be made or renamed.
+        UserError: it cannot be made or renamed, or somebody has deleted what was written to it.
     """
     if "://" in path:
         with tempfile.TemporaryDirectory() as temporary:
             yield temporary
             try:
-                _upload_folder(temporary, path, last)
+                _upload_folder(temporary, path, first, last)
             except BaseException:
                 with contextlib.suppress(UserError):
-                    remove_folder(path, last)
+                    remove_folder(path, first=last, last=first)
                 raise
+            _check_uploaded(temporary, path, last)
         return
     path = os.path.realpath(path)
     temporary = temporary_name(path)
@@ -337,11 +348,19 @@ def folder_aside(path: str, last: str = "") -> Iterator[str]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _upload_folder(local: str, path: str, last: str) -> None:
-    for source, name in sorted(_below(local), key=lambda each: (each[1] == last, each)):
+def _upload_folder(local: str, path: str, first: str, last: str) -> None:
+    for source, name in sorted(_below(local), key=lambda each: (each[1] == last, each[1] != first, each)):
         target = os.path.join(path, name)
         make_folder(os.path.dirname(target))
         upload(source, target)
+
+
+def _check_uploaded(local: str, path: str, last: str) -> None:
+    """Takes back the name of a folder that somebody took for a left-over meanwhile, and leaves the rest to them."""
+    if lost := {name for _, name in _below(local)} - {name for _, name in _below(path)}:
+        if last:
+            remove(os.path.join(path, last))
+        raise UserError(f"{path}: another program has deleted {min(lost)} while others were written; start again")
 
 
 @contextlib.contextmanager
@@ -377,12 +396,13 @@ def _copies(folder: str, chosen: Iterable[str]) -> Iterator[str]:
         yield copies
 
 
-def remove_folder(path: str, first: str = "") -> None:
+def remove_folder(path: str, first: str = "", last: str = "") -> None:
     """Deletes a folder and what is in it; one that is not there is fine.
 
     Args:
         path: of the folder, local or remote.
         first: the name below it of the file that goes first, where there is one.
+        last: that of the file that goes last, of a remote folder.
 
     Raises:
         UserError: it cannot be deleted.
@@ -393,7 +413,8 @@ def remove_folder(path: str, first: str = "") -> None:
         if "://" not in path:
             shutil.rmtree(path)
             return
-        for each, _ in list(_below(path)):  # TensorFlow takes a folder of which the store does not answer for none
+        found = sorted(_below(path), key=lambda each: each[1] == last)
+        for each, _ in found:  # TensorFlow takes a folder of which the store does not answer for none
             remove(each)
         tf = loading.tensorflow()
         with _os_errors(path):

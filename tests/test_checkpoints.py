@@ -148,7 +148,7 @@ def test_of_a_remote_one_the_index_comes_last_and_goes_first(tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "upload", upload_or_die)
-        patch.setattr(files, "remove_folder", lambda *_: None)  # nobody is left to clean up
+        patch.setattr(files, "remove_folder", lambda *_, **__: None)  # nobody is left to clean up
         with pytest.raises(Killed):
             checkpoints.save(2, network, optimizer, keep=1)
     assert checkpoints.steps() == [1]

@@ -4,7 +4,7 @@ import os
 import numpy as np
 import pytest
 
-from pipeline import cli, image, reader
+from pipeline import cli, files, image, reader
 from pipeline.shards import VALIDATION
 from tests.helpers import encoded, noise
 from tests.programs import error_of
@@ -88,16 +88,34 @@ def test_bad_pictures_are_named_and_the_rest_is_measured(run, tmp_path, capsys):
     assert len(found(run)[1]) == 1
 
 
-def test_what_was_there_is_gone_before_other_files_take_its_place(run, compact_dataset, monkeypatch):
-    """A metrics.json never speaks of pictures of another evaluation."""
-    assert call(run, f"--data={compact_dataset.directory}") == 0
+@pytest.mark.parametrize("writes", [0, 3, 24, 25, 26])
+def test_an_evaluation_that_is_broken_off_leaves_an_earlier_one_or_none(run, tmp_path, monkeypatch, writes):
+    """A metrics.json never speaks of files of another evaluation."""
+    for number in range(16):
+        (tmp_path / f"{number}.png").write_bytes(encoded(noise(40, 30, number)))
+    assert call(run, tmp_path / "[0-7].png") == 0
+    before = {path.name: path.read_bytes() for path in (run / "evaluation").iterdir()}
+    write, left = files.write, iter(range(writes))
 
-    def fail(rgb):
-        raise KeyboardInterrupt
+    def write_or_die(path, content):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        write(path, content)
 
-    monkeypatch.setattr(image, "encode_png", fail)
-    assert call(run, f"--data={compact_dataset.directory}") == 130
-    assert not (run / "evaluation/metrics.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write", write_or_die)
+        status = call(run, tmp_path / "*.png")
+    after = {path.name: path.read_bytes() for path in (run / "evaluation").iterdir()}
+    if status == 0:
+        assert writes == 26
+    elif "metrics.json" in after:
+        assert before.items() <= after.items()
+    else:
+        assert writes in (24, 25)
+    assert call(run, tmp_path / "*.png") == 0
+    assert {each["file"] for each in found(run)[0]["shown"]} == {
+        path.name for path in (run / "evaluation").glob("*.png")
+    }
 
 
 def test_the_random_ones_are_not_the_first(tmp_path):

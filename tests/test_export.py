@@ -41,6 +41,51 @@ def test_what_a_killed_export_left_on_a_store_makes_way(tmp_path):
         (left / name).unlink()
 
 
+def test_a_left_over_is_known_however_often_its_deletion_is_killed(tmp_path, monkeypatch):
+    left = tmp_path / "left"
+    names = ("export.json", "model.keras", "saved_model/variables/variables.index")
+    for name in names:
+        (left / name).parent.mkdir(parents=True, exist_ok=True)
+        (left / name).write_text("")
+    remove, kills = own_files.remove, 0
+
+    def remove_one(path):
+        remove(path)
+        if not path.endswith(export._LAST):  # which is not there
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(own_files, "remove", remove_one)
+        while any((left / name).exists() for name in names):
+            with pytest.raises(KeyboardInterrupt):
+                export._make_way(f"file://{left}")
+            kills += 1
+    assert kills == len(names)
+    export._make_way(f"file://{left}")
+    assert not left.exists()
+
+
+def test_an_export_that_another_one_takes_for_a_left_over_does_not_say_that_it_is_whole(tmp_path, monkeypatch):
+    output = f"file://{tmp_path}/out"
+    upload = own_files.upload
+
+    def upload_and_lose(source, target):
+        if target.endswith(export._LAST):
+            export._make_way(output)  # as a second one that begins now does
+            (tmp_path / "out/saved_model").mkdir(parents=True)  # without which a store does
+        upload(source, target)
+
+    monkeypatch.setattr(own_files, "upload", upload_and_lose)
+    with (
+        pytest.raises(UserError, match="another program has deleted export.json while others were written"),
+        own_files.folder_aside(output, export.DESCRIPTION, export._LAST) as folder,
+    ):
+        for name in (export.DESCRIPTION, export.KERAS, export._LAST):
+            own_files.make_folder(f"{folder}/{name}".rpartition("/")[0])
+            own_files.write(f"{folder}/{name}", b"x")
+    assert not (tmp_path / "out" / export._LAST).exists()
+
+
 # What a program does that has an exported model, and nothing of this one.
 ALONE = """
 import sys
@@ -205,7 +250,7 @@ def test_a_remote_output(exported, tmp_path, monkeypatch):
     copied, upload = [], own_files.upload
 
     def export_to(output):
-        with own_files.folder_aside(output, export._LAST) as folder:
+        with own_files.folder_aside(output, export.DESCRIPTION, export._LAST) as folder:
             shutil.copytree(exported / "exported", folder, dirs_exist_ok=True)
 
     def upload_or_fail(path, target):

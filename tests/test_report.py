@@ -91,10 +91,14 @@ def test_the_commands_make_the_same_configuration(evaluated, compact_dataset):
             assert given["dataset.filters.min_lightness"] == 0
 
 
-def test_a_run_that_was_not_evaluated(finished_copy):
+def test_a_run_that_was_not_evaluated(finished_copy, capsys):
     shutil.rmtree(finished_copy / "evaluation", ignore_errors=True)
     markup = page(finished_copy)
     assert f"run python -m trainer.evaluate --workdir={finished_copy} --data=DATA , then" in texts(markup)
+    assert (
+        f"WARNING: {finished_copy} has no evaluation, so that the report says nothing of quality"
+        in capsys.readouterr().err
+    )
     assert 'aria-label="Loss"' in markup
 
 
@@ -116,12 +120,13 @@ def test_names_are_text_whatever_they_hold(evaluated, tmp_path):
         ("metrics.json", b'{"figures": {}}'),
         ("pictures.jsonl", b"{}"),
         ("pictures.jsonl", b""),
-        ("best-0.png", b""),
+        ("best-0-*.png", b""),
     ],
 )
 def test_damaged_findings(evaluated, tmp_path, capsys, name, content):
     run = shutil.copytree(evaluated, tmp_path / "run")
-    (run / "evaluation" / name).write_bytes(content)
+    (path,) = (run / "evaluation").glob(name)
+    path.write_bytes(content)
     assert call(run) == 1
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith(f"error: {run}/evaluation")

@@ -210,23 +210,35 @@ def _write(
     rows: Sequence[Measured],
     selection: Selection,
 ) -> None:
-    """Writes what was found; metrics.json last, so that it never speaks of other files."""
+    """Writes what was found; metrics.json last, so that it never speaks of other files.
+
+    Pictures are named by what they show: those of an earlier evaluation stay until nothing speaks of them.
+    """
     folder = os.path.join(work_dir, FOLDER)
     files.make_folder(folder)
-    files.remove(os.path.join(folder, METRICS))
     shown = []
     for kind in Selection.KINDS:
         for number, measured in enumerate(selection.of(kind)):
-            name = f"{kind}-{number}.png"
-            files.write(os.path.join(folder, name), image.encode_png(measured.pictures))
+            png = image.encode_png(measured.pictures)
+            name = f"{kind}-{number}-{hashlib.blake2b(png, digest_size=4).hexdigest()}.png"
+            files.write(os.path.join(folder, name), png)
             shown.append({"kind": kind, "file": name, **measured.to_dict()})
+    files.remove(os.path.join(folder, METRICS))
     files.write(os.path.join(folder, PICTURES), b"".join(json.dumps(row.to_dict()).encode() + b"\n" for row in rows))
     found = {
         method: {name: dataclasses.asdict(figure) for name, figure in own.items()} for method, own in figures.items()
     }
     content = {**about, "figures": found, "shown": shown}
     files.write(os.path.join(folder, METRICS), json.dumps(content, indent=1).encode())
+    _remove_others(folder, {each["file"] for each in shown})
     _LOGGER.info("written to %s", folder)
+
+
+def _remove_others(folder: str, shown: set[str]) -> None:
+    """Deletes pictures of earlier evaluations, and what one left that was killed."""
+    for name in files.names(folder):
+        if name not in shown and name.startswith(tuple(f"{kind}-" for kind in Selection.KINDS)):
+            files.remove(os.path.join(folder, name))
 
 
 if __name__ == "__main__":

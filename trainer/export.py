@@ -88,7 +88,7 @@ def export(work_dir: str, output: str) -> None:
     """
     _make_way(output)
     run = trained.load(work_dir)
-    with files.folder_aside(output, _LAST) as folder:
+    with files.folder_aside(output, first=DESCRIPTION, last=_LAST) as folder:
         differences = _write_forms(run, folder)
         description = {
             "run": work_dir, "step": run.step, "model": run.config.model.name,
@@ -108,7 +108,7 @@ def _make_way(output: str) -> None:
         found = files.names(output)
         if found and _is_left_over(output, found):
             _LOGGER.info("%s holds what an export has left that was killed, and is deleted", output)
-            files.remove_folder(output)
+            files.remove_folder(output, first=_LAST, last=DESCRIPTION)  # by which it is known
             found = []
     except FileNotFoundError:
         return
@@ -121,7 +121,9 @@ def _make_way(output: str) -> None:
 def _is_left_over(output: str, found: Sequence[str]) -> bool:
     own = {DESCRIPTION, SAVED_MODEL, KERAS, ONNX}
     names = {files.TEMPORARY.sub("", name.rstrip("/")) for name in found}
-    return "://" in output and DESCRIPTION in names <= own and not files.exists(f"{output}/{_LAST}")
+    if "://" not in output or not names <= own or files.exists(f"{output}/{_LAST}"):
+        return False
+    return DESCRIPTION in names or files.is_empty(output)  # but for what stands for a folder
 
 
 class _Sample:

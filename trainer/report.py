@@ -77,6 +77,8 @@ def report(work_dir: str) -> None:
         raise UserError(f"the report needs {error.name}; install koalarization[report]") from error
     config, dataset = workdir.load(work_dir)
     found = evaluate.load(work_dir)
+    if found is None:
+        _LOGGER.warning("WARNING: %s has no evaluation, so that the report says nothing of quality", work_dir)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(importlib.resources.files("trainer").joinpath(_TEMPLATE).read_text())
     page = template.render(
