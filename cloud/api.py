@@ -1,5 +1,7 @@
 """Google's REST APIs with the credentials of whoever is logged in; what they refuse is one line."""
 
+import datetime
+import email.utils
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -57,6 +59,7 @@ class Api:
         credentials: other ones than those of whoever is logged in, as of an account that is impersonated.
 
     Attributes:
+        ahead: by how much this machine's clock was ahead of the API's when it last answered.
         credentials: of whoever asks.
         project: the one that the credentials come with, or None.
 
@@ -67,6 +70,7 @@ class Api:
     def __init__(self, credentials: Credentials | None = None) -> None:
         found, self.project = find_credentials()
         self.credentials = credentials or found
+        self.ahead = datetime.timedelta()
         self._session = AuthorizedSession(self.credentials)
         self._session.mount("https://", HTTPAdapter(max_retries=_RETRY))
 
@@ -115,6 +119,8 @@ class Api:
             response = self._session.request(method, url, timeout=_SECONDS, **options)
         except (RequestException, GoogleAuthError) as error:
             raise UserError(f"{url} cannot be asked: {one_line(error)}; try again") from error
+        if date := response.headers.get("Date"):
+            self.ahead = datetime.datetime.now(datetime.timezone.utc) - email.utils.parsedate_to_datetime(date)
         if response.status_code in MAY_PASS:
             raise UserError(f"{url} says {response.status_code}: {_message(response)}; try again")
         if not response.ok:

@@ -1,6 +1,7 @@
 """Looks for what would make a job or a machine fail, or cost more than it need, before it is asked for."""
 
 import dataclasses
+import datetime
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from cloud.api import Api, Refused
 from pipeline.errors import UserError
 
 _LOGGER = logging.getLogger(__name__)
+_CLOCK_OFF = datetime.timedelta(minutes=2)  # of a machine's time
 _PROJECTS = "https://cloudresourcemanager.googleapis.com/v3/projects"
 _ACCOUNTS = "https://iam.googleapis.com/v1/projects/-/serviceAccounts"
 _SERVICES = "https://serviceusage.googleapis.com/v1/projects"
@@ -93,6 +95,23 @@ def check_services(api: Api, project: str, names: Sequence[str]) -> None:
         if service.get("state") == "DISABLED":
             name = service["name"].rpartition("/")[2]
             raise UserError(f"{name} is not enabled: gcloud services enable {name} --project={project}")
+
+
+def check_clock(api: Api) -> None:
+    """Looks whether this machine's clock is right, by which the end of a job is counted.
+
+    Args:
+        api: which has answered.
+
+    Raises:
+        UserError: it is off by minutes.
+    """
+    if abs(api.ahead) > _CLOCK_OFF:
+        minutes = api.ahead.total_seconds() / 60
+        raise UserError(
+            f"the clock of this machine is {abs(minutes):.0f} minutes {'ahead of' if minutes > 0 else 'behind'} "
+            "Google's, and --max_hours would be counted by it; set it right"
+        )
 
 
 def default_account(api: Api, project: str) -> str:

@@ -22,7 +22,7 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import config_flags
 
-from pipeline import config
+from pipeline import PACKAGES, config
 from pipeline.errors import TryAgain, UsageError, UserError, one_line
 
 _CONFIG_FIELD = re.compile(r"--?(?:no)?config\.([^=]+)")
@@ -31,7 +31,6 @@ _HELP = {"--help", "-h", "--helpfull", "--helpshort"}
 _HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TRY_AGAIN = os.EX_TEMPFAIL  # 75
 _TOLD_TO_STOP = 128  # and the signal's number: the exit status of a program that was told to stop
-_PACKAGES = ("cloud", "pipeline", "beam_jobs", "trainer", "tools", "benchmarks")
 
 
 class Terminated(BaseException):
@@ -193,7 +192,7 @@ def _logging() -> Iterator[None]:
     handlers, level = root.handlers, root.level
     root.handlers = [logging.StreamHandler(sys.stderr)]
     root.setLevel(logging.WARNING)
-    for package in _PACKAGES:
+    for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.INFO)
     try:
         yield

@@ -1,5 +1,10 @@
+import datetime
+import email.utils
+from contextlib import nullcontext
+
 import pytest
 
+from cloud import checks
 from cloud.api import Api, Refused
 from pipeline.errors import UserError
 from tests import cloud_storage
@@ -61,6 +66,15 @@ def test_what_is_no_json_and_what_cannot_be_reached_are_one_line(moody):
         Api().get(URL)
     with pytest.raises(UserError, match="https://nowhere.googleapis.com/ cannot be asked: .*; try again"):
         Api().get("https://nowhere.googleapis.com/")
+
+
+@pytest.mark.parametrize(("hours", "said"), [(9, "540 minutes ahead of"), (-9, "540 minutes behind"), (0, None)])
+def test_a_clock_that_is_wrong_is_noticed(moody, hours, said):
+    google = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(hours=hours)
+    moody.answers = [(200, {"Date": email.utils.format_datetime(google, usegmt=True)}, b"{}")]
+    (api := Api()).get(URL)
+    with pytest.raises(UserError, match=f"clock of this machine is {said} Google's") if said else nullcontext():
+        checks.check_clock(api)
 
 
 def test_who_asks_is_named_as_policies_name_them(moody):

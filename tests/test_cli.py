@@ -237,6 +237,25 @@ def _print_to(file, argument):
     return result.returncode, result.stderr
 
 
+@pytest.mark.parametrize("program", ["trainer.evaluate", "beam_jobs.preprocess"])
+def test_an_interrupt_while_modules_are_loaded_is_one_line(program, tmp_path):
+    for package in ("tensorflow", "apache_beam"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)")
+    command = [sys.executable, "-m", program, "--help"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.getcwd()}"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, preexec_fn=_hear_interrupts, **pipes) as process:
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == "error: interrupted\n"
+    assert process.returncode == -signal.SIGINT  # 130 in a shell
+
+
+def _hear_interrupts():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests in the background do not
+
+
 def test_demo_is_a_variant_of_the_recipe():
     recipe, small = (json.loads(module.get_config().to_json_best_effort()) for module in (koalarization, demo))
     assert recipe.keys() == small.keys()

@@ -9,7 +9,7 @@ import time
 import pytest
 import tensorflow as tf
 
-from cloud import compute
+from cloud import api, compute
 from cloud.compute import Machine
 from pipeline import cli, config
 from pipeline.errors import UserError
@@ -587,6 +587,14 @@ def test_logs_that_do_not_answer_for_a_while_cost_no_machines(project, capsys, m
     assert launched("--machine=e2-standard-4") == 0
     assert answers == []
     assert list(project.compute.groups) == [(ZONE, NAME)]
+
+
+def test_a_wrong_clock_is_refused_before_anything_is_made(project, capsys, monkeypatch):
+    ahead = datetime.timedelta(hours=9)
+    monkeypatch.setattr(api.Api, "ahead", property(lambda self: ahead, lambda self, value: None), raising=False)
+    assert launched("--machine=e2-standard-4") == 1
+    assert error_of(capsys).startswith("error: the clock of this machine is 540 minutes ahead of Google's")
+    assert project.compute.groups == {}
 
 
 def test_logs_that_do_not_answer_at_all_cost_no_machines(project, capsys, monkeypatch):

@@ -76,7 +76,9 @@ def start(cloud, tmp_path):
     """Starts the first machine of a job, whose container ends with one status after the other."""
     machines = []
 
-    def start_(*statuses, seconds=3600, count=1, gpus=0, image_status=0, hangs="", patient=False, **variables):
+    def start_(
+        *statuses, seconds=3600, count=1, gpus=0, image_status=0, hangs="", clock_ahead=0, patient=False, **variables
+    ):  # fmt: skip
         cloud.compute.groups["us-central1-a", GROUP] = {"zone": "us-central1-a", "machines": {}, "template": ""}
         script = SCRIPT.read_text()
         for long, short in SHORTER.items():
@@ -95,6 +97,7 @@ def start(cloud, tmp_path):
         (folder / "statuses").write_text(json.dumps(statuses))
         (folder / "container.py").write_text(CONTAINER)
         (folder / container_runtime.IMAGE_STATUS).write_text(str(image_status))
+        (folder / container_runtime.CLOCK).write_text(str(clock_ahead))
         if hangs:
             (folder / container_runtime.HANGS).write_text(hangs)
         environment = {
@@ -220,6 +223,12 @@ def test_a_reason_that_is_no_text_is_logged_all_the_same(cloud, start):
     said = deleted(cloud)
     assert "training failed (status 1: a    b); it is tried again" in said
     assert said[-1].startswith("training failed 3 times (status 1: a    b)")
+
+
+def test_a_clock_that_is_right_a_moment_later_ends_no_job(cloud, start):
+    machine = start(0, clock_ahead=5 * 3600)
+    assert deleted(cloud)[-1].startswith("training is finished")
+    assert container_runtime.calls(machine.folder, "date")
 
 
 def test_a_machine_that_is_not_heard_at_first_says_again_that_it_starts(cloud, start):

@@ -230,7 +230,7 @@ def _write(
     }
     content = {**about, "figures": found, "shown": shown}
     files.write(os.path.join(folder, METRICS), json.dumps(content, indent=1).encode())
-    _remove_others(folder, {each["file"] for each in shown})
+    _remove_others(folder, {str(each["file"]) for each in shown})
     _LOGGER.info("written to %s", folder)
 
 

@@ -71,6 +71,7 @@ def _launch(argv: Sequence[str]) -> None:
         public_ips=values.use_public_ips,
     )  # fmt: skip
     checks.check_services(api, compute.project, _SERVICES)
+    checks.check_clock(api)
     machines.refuse_second(compute, values.workdir)
     chosen = choose.choose(api, compute, wishes, values.config, values.data, values.workdir)
     _LOGGER.info("%s", job.describe(chosen))

@@ -98,9 +98,9 @@ def _check_alone(compute: Compute, chosen: Job) -> None:
 
 def _delete(compute: Compute, chosen: Job) -> None:
     """Deletes what this launch has made, which its template tells, or says that it may be there."""
-    _LOGGER.info("deletes what was made")
     stop = f"python -m trainer.launch stop --project={chosen.project} --workdir={chosen.workdir}"
     try:
+        _LOGGER.info("deletes what was made")
         group = compute.group(chosen.name, chosen.zone)
         if group and group.template == chosen.template:
             compute.delete(group)

@@ -74,13 +74,17 @@ finish() {
 seconds_left() { echo $((end - $(date +%s))); }
 
 finish_in_time() {
+  (($(seconds_left) > 0)) && return
+  sleep 60 # by when the clock of a machine that has just started is right
   (($(seconds_left) > 0)) || finish "the time of the job is over; the same launch goes on from its last checkpoint"
 }
 
 # Beside all the rest, which may hang: the machine is not kept for that.
 watch_time() {
-  while (($(seconds_left) > -LATE_SECONDS)); do sleep 30; done
-  finish_in_time
+  while true; do
+    (($(seconds_left) > -LATE_SECONDS)) || finish_in_time
+    sleep 30
+  done
 }
 
 # Runs a program, but for no more than so many seconds, and no longer than the job has time.
