@@ -612,7 +612,7 @@ def test_machines_are_shown_without_what_they_said_where_that_cannot_be_seen(pro
     assert launched("--machine=e2-standard-4") == 0
     project.logging.hidden = Refusal(403, "not for you")
     capsys.readouterr()
-    assert cli.run(main, ["launch", "status", f"--workdir={RUN}"]) == 0
+    assert cli.run(main, ["launch", "status", f"--workdir={RUN}", f"--project={PROJECT}"]) == 0
     shown = capsys.readouterr()
     assert f"{NAME}-0  RUNNING" in shown.out
     assert "WARNING: what the machines said cannot be seen: " in shown.err
