@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 
@@ -88,34 +89,39 @@ def test_bad_pictures_are_named_and_the_rest_is_measured(run, tmp_path, capsys):
     assert len(found(run)[1]) == 1
 
 
-@pytest.mark.parametrize("writes", [0, 3, 24, 25, 26])
-def test_an_evaluation_that_is_broken_off_leaves_an_earlier_one_or_none(run, tmp_path, monkeypatch, writes):
+def write(folder, pictures, step):
+    rows, selection = [], evaluate.Selection()
+    for number in range(pictures):
+        shown = np.full((1, 3, 3), 10 * step + number, np.uint8)
+        rows.append(Measured(str(number), "", "", 0.0, np.full((3, 7), float(number)), shown))
+        selection.add(rows[-1])
+    evaluate._write(str(folder), {"step": step, "measured": [], "protocol": {}}, {}, rows, selection)
+
+
+def test_an_evaluation_that_is_broken_off_leaves_an_earlier_one_or_none(tmp_path, monkeypatch):
     """A metrics.json never speaks of files of another evaluation."""
-    for number in range(16):
-        (tmp_path / f"{number}.png").write_bytes(encoded(noise(40, 30, number)))
-    assert call(run, tmp_path / "[0-7].png") == 0
-    before = {path.name: path.read_bytes() for path in (run / "evaluation").iterdir()}
-    write, left = files.write, iter(range(writes))
+    folder, original, left = tmp_path / "evaluation", files.write, []
 
     def write_or_die(path, content):
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        write(path, content)
+        left.pop()
+        original(path, content)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "write", write_or_die)
-        status = call(run, tmp_path / "*.png")
-    after = {path.name: path.read_bytes() for path in (run / "evaluation").iterdir()}
-    if status == 0:
-        assert writes == 26
-    elif "metrics.json" in after:
-        assert before.items() <= after.items()
-    else:
-        assert writes in (24, 25)
-    assert call(run, tmp_path / "*.png") == 0
-    assert {each["file"] for each in found(run)[0]["shown"]} == {
-        path.name for path in (run / "evaluation").glob("*.png")
-    }
+    for writes in range(14):
+        write(tmp_path, pictures=3, step=1)
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert len(before) == 11
+        left[:] = [None] * writes
+        with monkeypatch.context() as patch, contextlib.suppress(IndexError):
+            patch.setattr(files, "write", write_or_die)
+            write(tmp_path, pictures=4, step=2)
+        after = {path.name: path.read_bytes() for path in folder.iterdir()}
+        is_there = "metrics.json" in after
+        assert is_there == (writes not in (12, 13))
+        assert not is_there or before.items() <= after.items()
+        write(tmp_path, pictures=4, step=2)
+        assert json.loads((folder / "metrics.json").read_text())["step"] == 2
+        shown = {each["file"] for each in json.loads((folder / "metrics.json").read_text())["shown"]}
+        assert shown == {path.name for path in folder.glob("*.png")}
 
 
 def test_the_random_ones_are_not_the_first(tmp_path):

@@ -208,7 +208,7 @@ def test_a_wait_that_is_broken_off_ends_the_job_wherever_it_runs():
 
     result = Result()
     with pytest.raises(KeyboardInterrupt):
-        runner._wait(result, runner.parse_options([]))
+        runner._wait(result, runner.parse_options([]), lambda: None)
     assert result.cancelled
 
 
