@@ -264,7 +264,7 @@ def test_arguments_that_are_not_understood_are_given_up_at_once(cloud, start):
 
 
 def test_when_its_time_is_over_it_is_saved_and_all_machines_are_deleted(cloud, start):
-    start(*[1] * (failures := 2), "forever", seconds=8)
+    start(*[1] * (failures := 2), "forever", seconds=12)
     said = deleted(cloud)
     assert said[-3:-1] == [f"try {failures}", "saved"]
     assert said[-1].startswith("the time of the job is over; the same launch goes on from its last checkpoint")
