@@ -99,7 +99,8 @@ browser:
 PORT ?= 6006
 tensorboard: setup
 	$(BIN)/tensorboard --logdir=$(or $(WORKDIR),$(error name the run: make tensorboard WORKDIR=RUN)) \
-		--port=$(PORT) --reload_interval=60 --samples_per_plugin=images=100,scalars=10000 $(if $(findstring ://,$(WORKDIR)),--load_fast=false)
+		--port=$(PORT) --reload_interval=60 --samples_per_plugin=images=100,scalars=10000 \
+		$(if $(findstring ://,$(WORKDIR)),--load_fast=false)
 
 # Figures, as ratios within one run; PICTURES names a folder of JPEGs, else photographs of scikit-image are cut.
 bench-preprocess: setup

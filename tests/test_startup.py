@@ -22,7 +22,7 @@ SHORTER = {
     "readonly QUICK_SECONDS=300 ": "readonly QUICK_SECONDS=10 ",
     "readonly LONG_SECONDS=7200 ": "readonly LONG_SECONDS=5 ",
     "readonly STOP_SECONDS=120 ": "readonly STOP_SECONDS=2 ",
-    "readonly LATE_SECONDS=300 ": "readonly LATE_SECONDS=3 ",
+    "readonly LATE_SECONDS=300 ": "readonly LATE_SECONDS=12 ",
     "--kill-after=10 ": "--kill-after=1 ",
     "limited 60 ": "limited 5 ",
     "limited 600 ": "limited 5 ",
@@ -216,6 +216,7 @@ def test_a_store_of_logs_that_asks_for_patience_keeps_no_machine(cloud, start):
     until(lambda: "try 0" in cloud.logging.said())
     cloud.logging.refusal = Refusal(503, "later", headers={"Retry-After": "3600"})
     until(lambda: cloud.compute.deleted)
+    assert cloud.compute.deleted == [GROUP]
 
 
 def test_a_reason_that_is_no_text_is_logged_all_the_same(cloud, start):

@@ -73,6 +73,13 @@ finish() {
 
 seconds_left() { echo $((end - $(date +%s))); }
 
+# For timeout, which would wait for ever at 0.
+time_left() {
+  local left
+  left=$(seconds_left)
+  echo $((left > 0 ? left : 1))
+}
+
 finish_in_time() {
   (($(seconds_left) > 0)) && return
   sleep 60 # by when the clock of a machine that has just started is right
@@ -91,8 +98,8 @@ watch_time() {
 limited() {
   local seconds=$1 left status
   shift
-  left=$(seconds_left)
-  ((seconds < left)) || seconds=$((left > 0 ? left : 1)) # 0 would be for ever
+  left=$(time_left)
+  ((seconds < left)) || seconds=$left
   timeout --kill-after=10 "$seconds" "$@"
   status=$?
   ((status != 124 && status != 137)) || echo "'$1 $2' was ended after $seconds s" >&2
@@ -147,7 +154,7 @@ cluster() {
 
 # Trains until it ends, or for as long as there is time; keeps what is said last, which may be Docker's.
 train() {
-  local options=() gpu left
+  local options=() gpu
   : >"$home/said"
   ((count == 1)) || options+=(--env="TF_CONFIG=$(cluster)")
   if ((gpus > 0)); then
@@ -156,9 +163,7 @@ train() {
     for ((gpu = 0; gpu < gpus; gpu++)); do options+=("--device=/dev/nvidia$gpu"); done
   fi
   limited 60 docker rm --force trainer >/dev/null 2>&1 # of before the machine was stopped
-  left=$(seconds_left)
-  ((left > 0)) || left=1
-  timeout --kill-after=$STOP_SECONDS "$left" docker run --name=trainer --rm --network=host --ipc=host \
+  timeout --kill-after=$STOP_SECONDS "$(time_left)" docker run --name=trainer --rm --network=host --ipc=host \
     --log-driver=gcplogs --volume="$home/config.py:/config.py:ro" "${options[@]}" \
     --entrypoint=python "$image" -m trainer.train --config=/config.py "${arguments[@]}" 2>&1 |
     tail --lines=1 >"$home/said"
@@ -167,7 +172,8 @@ train() {
 home=$(mktemp --directory)
 export DOCKER_CONFIG=$home/docker
 until project=$(metadata project/project-id) && id=$(metadata instance/id) && name=$(metadata instance/name) &&
-  hostname=$(metadata instance/hostname) && zone=$(metadata instance/zone) && end=$(attribute end) && count=$(attribute count) && gpus=$(attribute gpus) &&
+  hostname=$(metadata instance/hostname) && zone=$(metadata instance/zone) && end=$(attribute end) &&
+  count=$(attribute count) && gpus=$(attribute gpus) &&
   image=$(attribute image) && attribute config >"$home/config.py" && attribute arguments >"$home/arguments"; do
   sleep 10
 done
